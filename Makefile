@@ -1,0 +1,48 @@
+# Needs python3 (3.11 or newer) and make; everything else is installed into .venv and .nox.
+PYTHON ?= python3
+NOX := .venv/bin/python -m nox --reuse-existing-virtualenvs --no-install
+NEWEST := .nox/tests-5/bin/python
+SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py $(wildcard constraints/*.txt)
+
+# pip runs once at a time in .venv.
+.NOTPARALLEL:
+
+.PHONY: help demo test setup style quality checkpoint clean python
+
+help:
+	@echo "make demo        ask the bundled checkpoint about the pictures in examples/"
+	@echo "make test        style, types, docstrings, then every test on both transformers lines"
+	@echo "make setup       create both environments: .nox/tests-4 and .nox/tests-5"
+	@echo "make style       rewrite the source in the project's format"
+	@echo "make quality     style, spelling, types and docstrings, without the tests"
+	@echo "make checkpoint  train the bundled checkpoint anew (about an hour on two cores)"
+	@echo "make clean       remove environments, caches and builds"
+
+demo: .nox/ready-5
+	@$(NEWEST) examples/ask.py
+
+test: setup
+	@$(NOX) --session quality tests
+
+setup: .nox/ready-4 .nox/ready-5
+
+style: .nox/ready-5
+	@$(NEWEST) -m ruff check --fix --quiet . ; $(NEWEST) -m ruff format .
+
+quality: .nox/ready-5
+	@$(NOX) --session quality
+
+checkpoint: .nox/ready-5
+	@$(NEWEST) -m hyperllava_hf.training.digits_checkpoint
+
+clean:
+	rm -rf .venv .nox build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.11 or newer, or name one: make PYTHON=..." >&2; exit 1; }
+
+# Made anew when what decides its content changes; a second make installs nothing.
+.nox/ready-%: $(SETUP_FILES) | python
+	@$(PYTHON) scripts/setup_environments.py $*
+	@touch $@

@@ -1,0 +1,51 @@
+"""Every test on both transformers lines, and the checks that read the source.
+
+`make test` first creates both environments and then runs everything, because tests that save
+under one line and load under the other need the other line's interpreter.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+
+ENVIRONMENTS = Path(__file__).parent / ".nox"
+OTHER_LINE = {"4": "5", "5": "4"}
+SOURCES = ("src", "tests", "scripts", "examples", "recipes", "benchmarks", "docs")
+
+
+def program(line: str, name: str) -> str:
+    return str(ENVIRONMENTS / f"tests-{line}" / "bin" / name)
+
+
+@nox.session
+@nox.parametrize("line", ["4", "5"], ids=["4", "5"])
+def tests(session: nox.Session, line: str) -> None:
+    """Run pytest against one transformers line."""
+    session.install("-c", f"constraints/transformers-{line}.txt", "-e", ".[dev]")
+    arguments = session.posargs or ["-n", "2"]
+    other = program(OTHER_LINE[line], "python")
+    session.run("python", "-m", "pytest", *arguments, env={"HYPERLLAVA_OTHER_PYTHON": other})
+
+
+@nox.session(venv_backend="none")
+def quality(session: nox.Session) -> None:
+    """Check style, spelling, types and docstrings with the tools of the 5.x environment."""
+    checks = [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("codespell", *[place for place in SOURCES if Path(place).exists()]),
+        ("pydoclint", "--quiet", "src/hyperllava_hf"),
+        ("mypy",),
+    ]
+    failed = []
+    # All of them run, so that one finding does not hide the others.
+    for name, *arguments in checks:
+        try:
+            session.run(program("5", name), *arguments, external=True)
+        except nox.command.CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
