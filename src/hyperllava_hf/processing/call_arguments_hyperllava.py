@@ -1,8 +1,8 @@
 """Sort the keyword arguments of a processor call into those for text and those for images.
 
-Both transformers lines let a caller write `processor(..., padding=True)`, `text_kwargs={"padding": True}` or
-`common_kwargs={...}`; they differ in how unknown names are treated. Here both are accepted alike, and a name
-that nothing reads is said once instead of being dropped in silence.
+Both transformers lines let a caller write `processor(..., padding=True)`, `text_kwargs={"padding":
+True}` or `common_kwargs={...}`; they differ in how unknown names are treated. Here both are
+accepted alike, and a name that nothing reads is said once instead of being dropped in silence.
 """
 
 from dataclasses import dataclass, fields
@@ -17,14 +17,26 @@ logger = logging.get_logger(__name__)
 IMAGE_ARGUMENTS = frozenset((*SETTINGS, "input_data_format"))
 # Sent along by callers that treat all processors alike; at these values they ask for nothing.
 _WITHOUT_EFFECT = frozenset(
-    ("videos_kwargs", "audio_kwargs", "return_metadata", "use_fast", "device", "verbose", "data_format", "stride",
-     "return_overflowing_tokens", "is_split_into_words", "return_length", "text_pair")
+    (
+        "videos_kwargs",
+        "audio_kwargs",
+        "return_metadata",
+        "use_fast",
+        "device",
+        "verbose",
+        "data_format",
+        "stride",
+        "return_overflowing_tokens",
+        "is_split_into_words",
+        "return_length",
+        "text_pair",
+    )
 )
 
 
 @dataclass
 class TextArguments:
-    """What a call may ask of the text side; names and meanings are those of transformers' tokenizers.
+    """What a call may ask of the text side, by the names of transformers' tokenizers.
 
     Attributes:
         padding: True or "longest", "max_length", False.
@@ -36,7 +48,8 @@ class TextArguments:
         return_attention_mask: Whether to return `attention_mask`; None means yes.
         return_token_type_ids: Whether to return `token_type_ids` (all 0).
         return_mm_token_type_ids: Whether to return `mm_token_type_ids` (1 on image tokens).
-        return_offsets_mapping: Whether to return the character range of each token in the given text.
+        return_offsets_mapping: Whether to return the character range of each token in the given
+            text.
         return_special_tokens_mask: Whether to return the tokenizer's special tokens mask.
         return_tensors: "pt", "np" or None.
     """
@@ -63,7 +76,10 @@ class TextArguments:
 
 TEXT_ARGUMENTS = frozenset(field.name for field in fields(TextArguments))
 CALL_ARGUMENTS = (
-    TEXT_ARGUMENTS | IMAGE_ARGUMENTS | _WITHOUT_EFFECT | {"text_kwargs", "images_kwargs", "common_kwargs"}
+    TEXT_ARGUMENTS
+    | IMAGE_ARGUMENTS
+    | _WITHOUT_EFFECT
+    | {"text_kwargs", "images_kwargs", "common_kwargs"}
 )
 
 
@@ -93,12 +109,15 @@ def sort_arguments(arguments: dict[str, Any]) -> tuple[TextArguments, dict[str, 
             images[name] = value
         elif name not in _WITHOUT_EFFECT:
             unknown.append(name)
-    for nested, flat, known in ((nested_text, text, TEXT_ARGUMENTS), (nested_images, images, IMAGE_ARGUMENTS)):
+    for nested, flat, known in (
+        (nested_text, text, TEXT_ARGUMENTS),
+        (nested_images, images, IMAGE_ARGUMENTS),
+    ):
         for name, value in nested.items():
             if name in flat and flat[name] != value:
                 raise ValueError(
-                    f"{name} was passed twice, as {flat[name]!r} and inside a dict of its modality as {value!r}; "
-                    "expected one. Remove either."
+                    f"{name} was passed twice, as {flat[name]!r} and inside a dict of its modality "
+                    f"as {value!r}; expected one. Remove either."
                 )
             if name in known:
                 flat[name] = value

@@ -1,22 +1,19 @@
-"""LLaVA's two conversation formats as chat templates, and their rendering.
+r"""LLaVA's two conversation formats as chat templates.
 
 `vicuna_v1` (LLaVA's "v1", the default)
-    SYSTEM USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>USER: NEXT ASSISTANT:
+    SYSTEM USER: <image>\nQUESTION ASSISTANT: ANSWER</s>USER: NEXT ASSISTANT:
 `plain` (first training stage: image and caption, no words of a user)
-    <image>CAPTION\\n
+    <image>CAPTION\n
 
-Image marks come first in a user's turn, each followed by a line break, as LLaVA puts them; to place an image
-inside a sentence, give the content as a string and write the mark there. The space before an answer belongs
-to the answer and white space in front of the answer's text is dropped, so that an answer has the same tokens
-whether it was generated or is read back from the history. An empty answer is the end mark alone.
+Image marks come first in a user's turn, each followed by a line break, as LLaVA puts them; to place
+an image inside a sentence, give the content as a string and write the mark there. The space before
+an answer belongs to the answer and white space in front of the answer's text is dropped, so that an
+answer has the same tokens whether it was generated or is read back from the history. An empty
+answer is the end mark alone.
 
-What the assistant says is wrapped in generation markers, from which labels and guidance are derived.
+What the assistant says is wrapped in generation markers, from which labels and guidance are
+derived.
 """
-
-from dataclasses import dataclass
-from typing import Any
-
-from transformers.utils.chat_template_utils import render_jinja_template
 
 DEFAULT_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -33,8 +30,8 @@ _MACROS = """
             {%- if part['type'] == 'text' -%}
                 {{- part['text'] -}}
             {%- elif part['type'] != 'image' or message['role'] != 'user' -%}
-                {{- raise_exception("a turn of role '" ~ message['role'] ~ "' holds a part of type '"
-                    ~ part['type'] ~ "'; expected text, and images only in user turns") -}}
+                {{- raise_exception("a turn of role '" ~ message['role'] ~ "' holds a part of "
+                    ~ "type '" ~ part['type'] ~ "'; expected text, and images only in user turns") -}}
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
@@ -66,8 +63,8 @@ VICUNA_V1 = (
 {%- for message in turns -%}
     {%- set expected = ['user', 'assistant'][loop.index0 % 2] -%}
     {%- if message['role'] != expected -%}
-        {{- raise_exception("turn " ~ loop.index0 ~ " has role '" ~ message['role'] ~ "', expected '" ~ expected
-            ~ "': one optional system message, then user and assistant in turn") -}}
+        {{- raise_exception("turn " ~ loop.index0 ~ " has role '" ~ message['role']
+            ~ "', expected '" ~ expected ~ "': one optional system message, then user and assistant in turn") -}}
     {%- elif message['role'] == 'user' -%}
         {{- 'USER: ' ~ marks(message) ~ texts(message) -}}
     {%- else -%}
@@ -88,8 +85,8 @@ PLAIN = (
 {%- for message in messages -%}
     {%- set expected = ['user', 'assistant', 'no further turn'][[loop.index0, 2] | min] -%}
     {%- if message['role'] != expected -%}
-        {{- raise_exception("turn " ~ loop.index0 ~ " has role '" ~ message['role'] ~ "', expected '" ~ expected
-            ~ "': the plain format is one image (user) and its caption (assistant)") -}}
+        {{- raise_exception("turn " ~ loop.index0 ~ " has role '" ~ message['role']
+            ~ "', expected '" ~ expected ~ "': the plain format is one image (user) and its caption (assistant)") -}}
     {%- elif message['role'] == 'assistant' -%}
         {%- set caption = texts(message) -%}
         {%- generation -%}
@@ -101,11 +98,14 @@ PLAIN = (
             {%- set found.marks = mark * message['content'].count(mark) -%}
         {%- else -%}
             {%- for part in message['content'] or [] -%}
-                {%- if part['type'] == 'image' -%}{%- set found.marks = found.marks ~ mark -%}{%- endif -%}
+                {%- if part['type'] == 'image' -%}
+                    {%- set found.marks = found.marks ~ mark -%}
+                {%- endif -%}
             {%- endfor -%}
         {%- endif -%}
         {%- if not found.marks -%}
-            {{- raise_exception("the user turn holds no image; the plain format is an image and its caption") -}}
+            {{- raise_exception("the user turn holds no image, expected one: the plain format is an "
+                ~ "image and its caption") -}}
         {%- endif -%}
         {{- found.marks -}}
     {%- endif -%}
@@ -116,19 +116,29 @@ PLAIN = (
 CHAT_TEMPLATES = {"vicuna_v1": VICUNA_V1, "plain": PLAIN}
 
 
-@dataclass(frozen=True)
-class RenderedChat:
-    """A conversation as text.
+def resolve_template(chosen: str | None, own: str | dict[str, str] | None) -> str:
+    """Find the Jinja source that a call means.
 
-    Attributes:
-        text: The rendered conversation, one image mark an image.
-        spans: Character ranges (start, end) of what the assistant says, its end mark included.
-        prompt_end: Characters before the first assistant turn's content; None without an assistant turn.
+    Args:
+        chosen: A name, Jinja source, or None for the processor's own.
+        own: The processor's template, or templates by name with a "default".
+
+    Returns:
+        Jinja source.
+
+    Raises:
+        ValueError: If the name is unknown.
     """
-
-    text: str
-    spans: list[tuple[int, int]]
-    prompt_end: int | None
+    named = {**CHAT_TEMPLATES, **(own if isinstance(own, dict) else {"default": own})}
+    source = named.get(chosen or "default")
+    if source is not None:
+        return source
+    if chosen is None or not any(sign in chosen for sign in ("{", "\n", " ")):
+        raise ValueError(
+            f"there is no chat template {chosen or 'default'!r}, expected one of {sorted(named)} "
+            "or Jinja source. Leave chat_template out for the default."
+        )
+    return chosen
 
 
 def has_generation_markers(template: str) -> bool:
@@ -143,56 +153,32 @@ def has_generation_markers(template: str) -> bool:
     return "endgeneration" in template
 
 
-def render_chat(
-    messages: list[dict[str, Any]], template: str, where: str, options: dict[str, Any], track: bool
-) -> RenderedChat:
-    """Render one conversation.
+def choose_columns(
+    template: str, has_answer: bool, return_labels: bool, return_assistant_tokens_mask: bool
+) -> tuple[str, ...]:
+    """Decide which columns a call on conversations adds to the tokens.
 
     Args:
-        messages: The conversation: dicts with "role" and "content".
         template: Jinja source.
-        where: Name of the conversation for messages to the user, such as "sample 3".
-        options: Arguments of transformers' renderer: `add_generation_prompt`, `continue_final_message`, `tools`,
-            `documents`, and variables of the template.
-        track: Whether to locate what the assistant says.
+        has_answer: Whether one of the conversations holds an assistant turn.
+        return_labels: Whether labels were asked for.
+        return_assistant_tokens_mask: Whether assistant masks were asked for.
 
     Returns:
-        The text and, if tracked, the places of the assistant's words.
+        Names among "guidance_mask", "assistant_masks" and "labels".
 
     Raises:
-        ValueError: If the template refuses the conversation.
+        ValueError: If the template does not mark what the assistant says and a column needs it.
     """
-    first_answer = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
-    track = track and first_answer is not None
-    marked = track and has_generation_markers(template)
-    text, spans = _render(messages, template, where, options, marked)
-    if not track:
-        return RenderedChat(text, [], None)
-    # A continued final message is cut where it ends, so its span may reach past the text.
-    spans = [(start, min(end, len(text))) for start, end in spans]
-    if spans:
-        return RenderedChat(text, spans, spans[0][0])
-    prompt_options = {**options, "add_generation_prompt": True, "continue_final_message": False}
-    prompt, _ = _render(messages[:first_answer], template, where, prompt_options, False)
-    if not text.startswith(prompt):
+    if (return_labels or return_assistant_tokens_mask) and not has_generation_markers(template):
         raise ValueError(
-            f"{where}: the chat template renders the first prompt differently once it is answered, so that its "
-            "guidance cannot be marked. Wrap what the assistant says in {% generation %} and {% endgeneration %}, "
-            "or pass chat_template='vicuna_v1'."
+            "labels and assistant masks need a chat template that wraps what the assistant says in "
+            "{% generation %} and {% endgeneration %}, and this one does not. Pass "
+            "chat_template='vicuna_v1', or add the markers."
         )
-    return RenderedChat(text, [], len(prompt))
-
-
-def _render(
-    messages: list[dict[str, Any]], template: str, where: str, options: dict[str, Any], marked: bool
-) -> tuple[str, list[tuple[int, int]]]:
-    try:
-        texts, spans = render_jinja_template(
-            conversations=[messages], chat_template=template, return_assistant_tokens_mask=marked, **options
-        )
-    except Exception as error:
-        # jinja2 is transformers' dependency, not ours: its errors are told by their module.
-        if type(error).__module__.startswith("jinja2"):
-            raise ValueError(f"{where}: {error}. Correct the conversation, or pass another chat_template.") from error
-        raise
-    return texts[0], [tuple(span) for span in spans[0]] if spans else []
+    wanted = {
+        "guidance_mask": has_answer,
+        "assistant_masks": return_assistant_tokens_mask,
+        "labels": return_labels,
+    }
+    return tuple(name for name, is_wanted in wanted.items() if is_wanted)

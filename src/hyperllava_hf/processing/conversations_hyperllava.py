@@ -1,8 +1,8 @@
 """Bring conversations, as people and servers write them, to one form, and collect their images.
 
-A conversation is a list of {"role", "content"} messages; content is a string or a list of parts. Images leave
-the messages here (a template needs to know only that there is one), which also keeps base64 text and pixel
-arrays out of the renderer.
+A conversation is a list of {"role", "content"} messages; content is a string or a list of parts.
+Images leave the messages here (a template needs to know only that there is one), which also keeps
+base64 text and pixel arrays out of the renderer.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ def split_batch(conversation: Any) -> tuple[list[list[Any]], bool]:
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(
-            f"found {type(conversation).__name__ if not conversation else repr(conversation)[:80]}, expected a list "
-            'of messages such as [{"role": "user", "content": "Hello"}], or a list of conversations.'
+            f"found {repr(conversation)[:80]}, expected a list of messages such as "
+            '[{"role": "user", "content": "Hello"}], or a list of conversations. Pass one of these.'
         )
     first = conversation[0]
     if isinstance(first, (list, tuple)):
@@ -43,8 +43,8 @@ def normalize_messages(messages: list[Any], where: str) -> tuple[list[dict[str, 
         where: Name of the conversation for messages to the user.
 
     Returns:
-        Messages that a template can render, and the images in reading order. A part that only marks an image
-        ({"type": "image"} without one) stays a mark.
+        Messages that a template can render, and the images in reading order. A part that only marks
+        an image ({"type": "image"} without one) stays a mark.
 
     Raises:
         ValueError: If a message is not of this form.
@@ -55,18 +55,23 @@ def normalize_messages(messages: list[Any], where: str) -> tuple[list[dict[str, 
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(
-                f"{where}, message {index}: found {repr(message)[:80]}, expected a dict with 'role' and 'content'. "
+                f"{where}, message {index}: found {repr(message)[:80]}, expected a dict with 'role' "
+                "and 'content'. "
                 'Write {"role": "user", "content": "..."}.'
             )
         content = message.get("content")
         if content is not None and not isinstance(content, (str, list, tuple)):
             raise ValueError(
-                f"{where}, message {index}: content is a {type(content).__name__}, expected a string or a list of "
-                'parts such as {"type": "text", "text": "..."}.'
+                f"{where}, message {index}: content is a {type(content).__name__}, expected a "
+                'string or a list of parts. Write it as text or as {"type": "text", "text": "..."}.'
             )
         if isinstance(content, (list, tuple)):
-            content = [_normalize_part(part, images, f"{where}, message {index}") for part in content]
-        rest = {key: value for key, value in message.items() if key != "content" and value is not None}
+            content = [
+                _normalize_part(part, images, f"{where}, message {index}") for part in content
+            ]
+        rest = {
+            key: value for key, value in message.items() if key != "content" and value is not None
+        }
         cleaned.append({**rest, "content": "" if content is None else content})
     return cleaned, images
 
@@ -90,3 +95,16 @@ def _normalize_part(part: Any, images: list[Any], where: str) -> dict[str, Any]:
         f"{where}: found the part {repr(part)[:80]}, expected text or image. Write "
         '{"type": "text", "text": "..."} or {"type": "image", "path": "..."}.'
     )
+
+
+def name_sample(index: int, total: int) -> str:
+    """Name a row of a batch for messages to the user.
+
+    Args:
+        index: Place in the batch.
+        total: Size of the batch.
+
+    Returns:
+        "sample 3", or "the prompt" if there is only one.
+    """
+    return f"sample {index}" if total > 1 else "the prompt"

@@ -1,14 +1,17 @@
 """LLaVA-1.5's image geometry: pad to a centred square, resize, crop.
 
-The reference rule is: paste the image into the middle of a square of the background colour, then resize that
-square with Pillow. For thin or very large images the square would be mostly background and would not fit in
-memory (a 1 x 20,000 image has a square of 400 million pixels), so it is never built above `MAX_SQUARE_PIXELS`.
+The reference rule is: paste the image into the middle of a square of the background colour, then
+resize that square with Pillow. For thin or very large images the square would be mostly background
+and would not fit in memory (a 1 x 20,000 image has a square of 400 million pixels), so it is never
+built above `MAX_SQUARE_PIXELS`.
 
-Pillow resizes in two passes, rows first, then columns, and each pass treats every line on its own. Background
-lines stay background, so only the part of each pass that sees the image has to be computed:
+Pillow resizes in two passes, rows first, then columns, and each pass treats every line on its own.
+Background lines stay background, so only the part of each pass that sees the image has to be
+computed:
 
     landscape   (w, h) -> rows (S, h) -> paste into (S, w) background -> columns (S, S)
-    portrait    (w, h) -> window around the image -> rows (k, h) -> paste into (S, h) -> columns (S, S)
+    portrait    (w, h) -> window around the image -> rows (k, h) -> paste into (S, h) -> columns (S,
+    S)
 """
 
 import math
@@ -18,8 +21,8 @@ from PIL import Image
 MAX_SQUARE_PIXELS = 2**25
 # The widest of Pillow's filters (Lanczos) reaches 3 output pixels to each side.
 _FILTER_REACH = 3
-# Resizing the shortest edge of a thin image makes the longest edge huge; beyond this many times the output
-# only the part that survives the crop is computed.
+# Resizing the shortest edge of a thin image makes the longest edge huge; beyond this many times the
+# output only the part that survives the crop is computed.
 _MAX_LONG_EDGE_RATIO = 16
 
 
@@ -89,16 +92,27 @@ def resize_shortest_edge_and_crop(
         resample: Pillow's filter number.
 
     Returns:
-        RGB image of size (crop_width, crop_height); black where the resized image is smaller than the crop.
+        RGB image of size (crop_width, crop_height); black where the resized image is smaller than
+        the crop.
     """
     width, height = image.size
     if width <= height:
         new_width, new_height = shortest_edge, int(shortest_edge * height / width)
     else:
         new_width, new_height = int(shortest_edge * width / height), shortest_edge
-    left = (new_width - crop_width) // 2 if new_width >= crop_width else -((crop_width - new_width + 1) // 2)
-    top = (new_height - crop_height) // 2 if new_height >= crop_height else -((crop_height - new_height + 1) // 2)
-    if max(new_width, new_height) > _MAX_LONG_EDGE_RATIO * max(crop_width, crop_height, shortest_edge):
+    left = (
+        (new_width - crop_width) // 2
+        if new_width >= crop_width
+        else -((crop_width - new_width + 1) // 2)
+    )
+    top = (
+        (new_height - crop_height) // 2
+        if new_height >= crop_height
+        else -((crop_height - new_height + 1) // 2)
+    )
+    if max(new_width, new_height) > _MAX_LONG_EDGE_RATIO * max(
+        crop_width, crop_height, shortest_edge
+    ):
         image, left, top, (new_width, new_height) = _resize_visible_part(
             image, (new_width, new_height), (left, top), (crop_width, crop_height), resample
         )
@@ -114,7 +128,7 @@ def _resize_visible_part(
     crop: tuple[int, int],
     resample: int,
 ) -> tuple[Image.Image, int, int, tuple[int, int]]:
-    """Resize only the part of a thin image that a crop keeps; returns it with the crop's offset in it."""
+    """Resize only what a crop keeps of a thin image; returns it with the crop's offset in it."""
     box, size, rest = [], [], []
     for axis in (0, 1):
         scale = image.size[axis] / new_size[axis]

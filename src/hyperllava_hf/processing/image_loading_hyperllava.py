@@ -1,9 +1,9 @@
 """Turn whatever a person calls an image into one upright 8-bit RGB Pillow image.
 
 Accepted: a path, an http(s) URL, a data: URL or bare base64 text, raw bytes, an open binary file, a
-Pillow image, a NumPy array or torch tensor (HWC, CHW or grayscale), and the {"bytes", "path"} record
-of the `datasets` library. Whatever cannot be read becomes one ValueError that says what was found, what
-was expected and what to do.
+Pillow image, a NumPy array or torch tensor (HWC, CHW or grayscale), and the {"bytes", "path"}
+record of the `datasets` library. Whatever cannot be read becomes one ValueError that says what was
+found, what was expected and what to do.
 
 Unusual on purpose:
 
@@ -28,7 +28,8 @@ from transformers.image_utils import load_image
 MAX_SIDE = 65535
 URL_TIMEOUT_SECONDS = 30.0
 EXPECTED = (
-    "a path, an http(s) or data: URL, base64 text, bytes, a PIL image, a NumPy array or a torch tensor"
+    "a path, an http(s) or data: URL, base64 text, bytes, a PIL image, a NumPy array or a torch "
+    "tensor"
 )
 
 _BASE64_TEXT = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
@@ -39,10 +40,10 @@ def load_rgb_image(source: Any, input_data_format: str | None = None) -> Image.I
     """Load one image and convert it to RGB.
 
     Args:
-        source: The image: path, URL, data: URL, base64 text, bytes, binary file, PIL image, array, tensor,
-            or a dict with a "bytes", "path", "url", "base64" or "image" entry.
-        input_data_format: "channels_first" or "channels_last" for arrays whose layout cannot be told from
-            their shape; None decides from the shape.
+        source: The image: path, URL, data: URL, base64 text, bytes, binary file, PIL image, array,
+            tensor, or a dict with a "bytes", "path", "url", "base64" or "image" entry.
+        input_data_format: "channels_first" or "channels_last" for arrays whose layout cannot be
+            told from their shape; None decides from the shape.
 
     Returns:
         The upright image in mode "RGB".
@@ -66,7 +67,9 @@ def load_rgb_image(source: Any, input_data_format: str | None = None) -> Image.I
     elif hasattr(source, "read"):
         image = _decode(source.read(), "an open file")
     else:
-        raise ValueError(f"found a {type(source).__name__}, expected {EXPECTED}. Pass one of these.")
+        raise ValueError(
+            f"found a {type(source).__name__}, expected {EXPECTED}. Pass one of these."
+        )
     return _to_rgb(image)
 
 
@@ -74,8 +77,8 @@ def image_from_array(array: np.ndarray, input_data_format: str | None = None) ->
     """Convert an array of pixels to a Pillow image.
 
     Args:
-        array: Shape (H, W), (H, W, C) or (C, H, W) with 1, 2, 3 or 4 channels; bool, 8-bit or 16-bit integers,
-            other integers within 0..255, or floats within 0..1.
+        array: Shape (H, W), (H, W, C) or (C, H, W) with 1, 2, 3 or 4 channels; bool, 8-bit or
+            16-bit integers, other integers within 0..255, or floats within 0..1.
         input_data_format: "channels_first", "channels_last" or None to decide from the shape.
 
     Returns:
@@ -92,8 +95,8 @@ def _to_channels_last(array: np.ndarray, input_data_format: str | None) -> np.nd
     """Bring an array to (H, W) or (H, W, C)."""
     if input_data_format not in (None, "channels_first", "channels_last"):
         raise ValueError(
-            f"input_data_format is {input_data_format!r}, expected 'channels_first' or 'channels_last'. "
-            "Leave it out to have the layout told from the shape."
+            f"input_data_format is {input_data_format!r}, expected 'channels_first' or "
+            "'channels_last'. Leave it out to have the layout told from the shape."
         )
     is_image = array.ndim in (2, 3) and array.size > 0
     if is_image and array.ndim == 3:
@@ -106,9 +109,9 @@ def _to_channels_last(array: np.ndarray, input_data_format: str | None) -> np.nd
         array = array[..., 0] if is_image and array.shape[-1] == 1 else array
     if not is_image:
         raise ValueError(
-            f"found an array of shape {tuple(array.shape)}, expected (height, width), (height, width, channels) "
-            "or (channels, height, width) with 1 to 4 channels and at least one pixel. Reshape it, or pass "
-            "several images as a list."
+            f"found an array of shape {tuple(array.shape)}, expected (height, width), (height, "
+            "width, channels) or (channels, height, width) with 1 to 4 channels and at least one "
+            "pixel. Reshape it, or pass several images as a list."
         )
     return array
 
@@ -126,15 +129,15 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         # A resized or decoded float image overshoots by rounding only; NaN fails both comparisons.
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise ValueError(
-                f"found a float array with values from {low:g} to {high:g}, expected 0..1. Divide by 255, or "
-                "convert to uint8."
+                f"found a float array with values from {low:g} to {high:g}, expected 0..1. Divide "
+                "by 255, or convert to uint8."
             )
         return np.rint(np.clip(array, 0, 1).astype(np.float64) * 255).astype(np.uint8)
     if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     raise ValueError(
-        f"found a {array.dtype} array with values from {low} to {high}, expected uint8 in 0..255, uint16 in "
-        "0..65535 or floats in 0..1. Scale it to one of these."
+        f"found a {array.dtype} array with values from {low} to {high}, expected uint8 in 0..255, "
+        "uint16 in 0..65535 or floats in 0..1. Scale it to one of these."
     )
 
 
@@ -149,8 +152,8 @@ def _unpack_record(record: dict) -> Any:
         if record.get(key) is not None:
             return record[key]
     raise ValueError(
-        f"found a dict with keys {sorted(map(str, record))}, expected one of 'image', 'bytes', 'path', 'url', "
-        f"'base64'. Pass {EXPECTED}."
+        f"found a dict with keys {sorted(map(str, record))}, expected one of 'image', 'bytes', "
+        f"'path', 'url', 'base64'. Pass {EXPECTED}."
     )
 
 
@@ -163,7 +166,8 @@ def _open_text(text: str) -> Image.Image:
         header, comma, payload = text.partition(",")
         if not comma or ";base64" not in header:
             raise ValueError(
-                f"found the data: URL {shown!r}, expected 'data:image/png;base64,...'. Encode the file in base64."
+                f"found the data: URL {shown!r}, expected 'data:image/png;base64,...'. Encode the "
+                "file in base64."
             )
         return _decode(_decode_base64(payload, shown), "a data: URL")
     # A path longer than the system allows makes stat itself fail; such text can only be base64.
@@ -176,7 +180,8 @@ def _open_text(text: str) -> Image.Image:
                 return _decode(stream.read(), repr(shown))
         except OSError as error:
             raise ValueError(
-                f"{shown!r} cannot be read ({error.strerror}), expected an image file. Check its permissions."
+                f"{shown!r} cannot be read ({error.strerror}), expected an image file. Check its "
+                "permissions."
             ) from error
     if len(text) >= 64 and "." not in text and _BASE64_TEXT.fullmatch(text):
         return _decode(_decode_base64(text, shown), "base64 text")
@@ -188,20 +193,21 @@ def _decode_base64(payload: str, shown: str) -> bytes:
         return base64.b64decode(payload, validate=False)
     except (binascii.Error, ValueError) as error:
         raise ValueError(
-            f"{shown!r} is not valid base64 ({error}), expected the bytes of an image. Encode the file again."
+            f"{shown!r} is not valid base64 ({error}), expected the bytes of an image. Encode the "
+            "file again."
         ) from error
 
 
 def _fetch(url: str, shown: str) -> Image.Image:
-    """Fetch through transformers, so that its proxy and session settings hold; every failure is one error."""
+    """Fetch through transformers, whose client differs by line; every failure is one error."""
     try:
         return load_image(url, timeout=URL_TIMEOUT_SECONDS)
     except Exception as error:
-        # The client differs by transformers line (requests, httpx), and so do its exception classes.
+        # requests and httpx share no exception class but Exception.
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ValueError(
-            f"the image at {shown!r} could not be fetched ({reason}). Check the address and the network, or "
-            "download the file and pass its path."
+            f"the image at {shown!r} could not be fetched ({reason}). Check the address and the "
+            "network, or download the file and pass its path."
         ) from error
 
 
@@ -213,20 +219,20 @@ def _decode(data: bytes, shown: str) -> Image.Image:
         image.load()
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{shown} ({len(data)} bytes) is no image that Pillow can read; expected PNG, JPEG, WebP, GIF, BMP "
-            "or TIFF. Convert the file to PNG or JPEG."
+            f"{shown} ({len(data)} bytes) is no image that Pillow can read; expected PNG, JPEG, "
+            "WebP, GIF, BMP or TIFF. Convert the file to PNG or JPEG."
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"{shown} is too large to be safe: {error} Resize it, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
-            "trust the file."
+            f"{shown} is too large to be safe: {error} Resize it, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         if isinstance(error, ValueError) and "pixels per side" in str(error):
             raise
         raise ValueError(
-            f"{shown} begins like an image but is damaged or cut short ({error}); expected a complete file. "
-            "Copy or download it again."
+            f"{shown} begins like an image but is damaged or cut short ({error}); expected a "
+            "complete file. Copy or download it again."
         ) from error
     return image
 
@@ -235,13 +241,13 @@ def _check_size(image: Image.Image) -> None:
     if min(image.size) < 1 or max(image.size) > MAX_SIDE:
         width, height = image.size
         raise ValueError(
-            f"found an image of {width} x {height} pixels, expected 1 to {MAX_SIDE} pixels per side. Resize or "
-            "crop it."
+            f"found an image of {width} x {height} pixels, expected 1 to {MAX_SIDE} pixels per "
+            "side. Resize or crop it."
         )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Apply EXIF orientation and convert to RGB as LLaVA does, but without clipping deep samples."""
+    """Turn upright and convert to RGB as LLaVA does, but without clipping deep samples."""
     _check_size(image)
     try:
         image.load()
@@ -250,12 +256,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
             return _from_deep_samples(image).convert("RGB")
         if image.mode == "P" and "transparency" in image.info:
-            # The same colours as a direct conversion, without Pillow's warning about the dropped alpha.
+            # The same colours as a direct conversion, without Pillow's warning about the dropped
+            # alpha.
             image = image.convert("RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(
-            f"the image is damaged or cut short ({error}); expected a complete file. Copy or download it again."
+            f"the image is damaged or cut short ({error}); expected a complete file. Copy or "
+            "download it again."
         ) from error
 
 
@@ -266,8 +274,8 @@ def _from_deep_samples(image: Image.Image) -> Image.Image:
         # Pillow hands 16-bit grayscale out as 32-bit integers in some decoders.
         if samples.min() < 0 or samples.max() > 65535:
             raise ValueError(
-                f"found 32-bit samples from {samples.min()} to {samples.max()}, expected 0..65535. Scale the "
-                "image to 8 or 16 bits."
+                f"found 32-bit samples from {samples.min()} to {samples.max()}, expected 0..65535. "
+                "Scale the image to 8 or 16 bits."
             )
         samples = samples.astype(np.uint16)
     elif image.mode != "F":

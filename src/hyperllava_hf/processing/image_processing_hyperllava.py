@@ -1,12 +1,13 @@
 """LLaVA-1.5's image preprocessing on Pillow and NumPy, identical on every transformers line.
 
 The original rule, step by step: convert to RGB; pad to a centred square with the colour
-int(255 x CLIP mean); resize with Pillow's bicubic filter; divide by 255; subtract CLIP's mean and divide by
-its standard deviation, in float32. With `do_pad=False` the rule is CLIP's own, which LLaVA used in its first
-training stage: resize the shortest edge, cut the centre.
+int(255 x CLIP mean); resize with Pillow's bicubic filter; divide by 255; subtract CLIP's mean and
+divide by its standard deviation, in float32. With `do_pad=False` the rule is CLIP's own, which
+LLaVA used in its first training stage: resize the shortest edge, cut the centre.
 
-transformers' own LLaVA and CLIP image processors pick a torchvision or a Pillow backend by what is installed,
-and their pixels differ. This class has no backend to pick, so the pixels are the same everywhere.
+transformers' own LLaVA and CLIP image processors pick a torchvision or a Pillow backend by what is
+installed, and their pixels differ. This class has no backend to pick, so the pixels are the same
+everywhere.
 """
 
 from typing import Any
@@ -42,19 +43,29 @@ SETTINGS = (
     "size",
 )
 # Written by transformers beside the settings; they say which class to load, not what it does.
-_METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class", "use_fast")
+_METADATA = (
+    "auto_map",
+    "feature_extractor_type",
+    "image_processor_type",
+    "processor_class",
+    "use_fast",
+)
 
 
 class HyperLlavaImageProcessor(BaseImageProcessor):
     """Prepare images for a HyperLLaVA or LLaVA-1.5 vision tower.
 
     Args:
-        do_resize: Whether to resize; without it every image must already have the size of `crop_size`.
-        size: Edge in pixels after resizing: an int, {"shortest_edge": n} or {"height": n, "width": m}.
+        do_resize: Whether to resize; without it every image must already have the size of
+            `crop_size`.
+        size: Edge in pixels after resizing: an int, {"shortest_edge": n} or {"height": n, "width":
+            m}.
         resample: Pillow's filter number; 3 is bicubic.
         do_center_crop: Whether to cut the centre to `crop_size` (of no effect on padded images).
-        crop_size: Size of what the vision tower sees: an int or {"height": n, "width": m}; None takes `size`.
-        do_pad: Whether to pad to a centred square first (LLaVA-1.5). False gives CLIP's resize and crop.
+        crop_size: Size of what the vision tower sees: an int or {"height": n, "width": m}; None
+            takes `size`.
+        do_pad: Whether to pad to a centred square first (LLaVA-1.5). False gives CLIP's resize and
+            crop.
         do_rescale: Whether to multiply by `rescale_factor`.
         rescale_factor: Factor that brings 0..255 to 0..1.
         do_normalize: Whether to subtract `image_mean` and divide by `image_std`.
@@ -90,8 +101,8 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         unknown = sorted(key for key in kwargs if key not in _METADATA and not key.startswith("_"))
         if unknown:
             raise TypeError(
-                f"HyperLlavaImageProcessor got {', '.join(unknown)}, which are no settings. Known settings: "
-                f"{', '.join(SETTINGS)}."
+                f"HyperLlavaImageProcessor got {', '.join(unknown)}, which are no settings. Known "
+                f"settings: {', '.join(SETTINGS)}."
             )
         super().__init__()
         self.do_resize = do_resize
@@ -118,7 +129,8 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         """Prepare one image or a flat or nested list of images.
 
         Args:
-            images: Whatever `load_rgb_image` accepts, or lists of it; nested lists are flattened in order.
+            images: Whatever `load_rgb_image` accepts, or lists of it; nested lists are flattened in
+                order.
             return_tensors: "pt" or "np"; None returns a list of arrays.
             input_data_format: "channels_first" or "channels_last" for arrays of ambiguous shape.
             **kwargs: Settings that replace the processor's own for this call.
@@ -139,7 +151,11 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
                 where = f"image {index}: " if len(flat) > 1 else ""
                 raise ValueError(f"{where}{error}") from error
             pixel_values.append(_normalize(_fit(image, settings, index), settings))
-        data = {"pixel_values": np.stack(pixel_values) if return_tensors and pixel_values else pixel_values}
+        data = {
+            "pixel_values": np.stack(pixel_values)
+            if return_tensors and pixel_values
+            else pixel_values
+        }
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def output_size(self, **kwargs: Any) -> tuple[int, int]:
@@ -176,9 +192,14 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         Returns:
             The settings, the class name and the map of auto classes.
         """
-        # A map read from the Hub names its repository; what is written always means the files beside it.
+        # A map read from the Hub names its repository; what is written always means the files
+        # beside it.
         values = {name: getattr(self, name) for name in SETTINGS}
-        return {**values, "auto_map": dict(AUTO_MAP), "image_processor_type": "HyperLlavaImageProcessor"}
+        return {
+            **values,
+            "auto_map": dict(AUTO_MAP),
+            "image_processor_type": "HyperLlavaImageProcessor",
+        }
 
     @classmethod
     def from_dict(
@@ -201,8 +222,9 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         source = image_processor_dict.get("image_processor_type")
         if source != "HyperLlavaImageProcessor" and "do_pad" not in {**values, **chosen}:
             logger.warning_once(
-                f"The configuration of {source} does not say how to treat images that are not square; they are "
-                "padded to a square, as LLaVA-1.5 was trained. Pass do_pad=False to cut the centre instead."
+                f"The configuration of {source} does not say how to treat images that are not "
+                "square; they are padded to a square, as LLaVA-1.5 was trained. Pass do_pad=False "
+                "to cut the centre instead."
             )
         values = {name: value for name, value in {**values, **chosen}.items() if value is not None}
         image_processor = cls(**values)
@@ -213,7 +235,8 @@ def flatten_images(images: Any) -> list[Any]:
     """Flatten nested lists of images and split stacked arrays, keeping their order.
 
     Args:
-        images: One image, or lists or tuples of images to any depth; a 4-dimensional array is a stack.
+        images: One image, or lists or tuples of images to any depth; a 4-dimensional array is a
+            stack.
 
     Returns:
         The images.
@@ -228,7 +251,7 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def _as_size(size: Any, name: str, edge: str) -> dict[str, int]:
-    """Bring an int, a pair or a mapping to a plain dict; transformers 5 hands out a mapping of its own."""
+    """Bring an int, a pair or a mapping (transformers 5 has one of its own) to a plain dict."""
     if isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     elif isinstance(size, (int, np.integer)) and not isinstance(size, bool):
@@ -236,8 +259,8 @@ def _as_size(size: Any, name: str, edge: str) -> dict[str, int]:
     found = {key: int(value) for key, value in dict(size).items() if value is not None}
     if set(found) not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
         raise ValueError(
-            f"{name} is {size!r}, expected a positive int, {{'shortest_edge': n}} or {{'height': n, 'width': m}}. "
-            f"For LLaVA-1.5 write {name}=336."
+            f"{name} is {size!r}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
+            f"n, 'width': m}}. For LLaVA-1.5 write {name}=336."
         )
     return found
 
@@ -269,9 +292,13 @@ def _check_settings(settings: dict[str, Any]) -> None:
         if not fixed:
             faults.append("without do_pad and do_center_crop images would keep their own shapes")
         elif result != crop:
-            faults.append(f"without do_center_crop images come out as {result}, but crop_size is {crop}")
+            faults.append(
+                f"without do_center_crop images come out as {result}, but crop_size is {crop}"
+            )
     if faults:
-        raise ValueError(f"Image settings that contradict each other: {'; '.join(faults)}. Change one of them.")
+        raise ValueError(
+            f"Image settings that contradict each other: {'; '.join(faults)}. Change one of them."
+        )
 
 
 def _fit(image: Image.Image, settings: dict[str, Any], index: int) -> Image.Image:
@@ -281,15 +308,19 @@ def _fit(image: Image.Image, settings: dict[str, Any], index: int) -> Image.Imag
     if not settings["do_resize"]:
         if image.size != (width, height):
             raise ValueError(
-                f"image {index} is {image.size[0]} x {image.size[1]}, but do_resize is off and the vision tower "
-                f"expects {width} x {height}. Resize it, or leave do_resize on."
+                f"image {index} is {image.size[0]} x {image.size[1]}, but do_resize is off and the "
+                f"vision tower expects {width} x {height}. Resize it, or leave do_resize on."
             )
         return image
     if settings["do_pad"]:
         background = tuple(int(255 * value) for value in settings["image_mean"])
         edge = size.get("shortest_edge") or size["height"]
         image = pad_to_square_and_resize(image, edge, background, resample)
-        return resize_shortest_edge_and_crop(image, edge, height, width, resample) if edge != height else image
+        return (
+            resize_shortest_edge_and_crop(image, edge, height, width, resample)
+            if edge != height
+            else image
+        )
     if "shortest_edge" in size:
         return resize_shortest_edge_and_crop(image, size["shortest_edge"], height, width, resample)
     image = image.resize((size["width"], size["height"]), resample=resample)
@@ -300,8 +331,8 @@ def _fit(image: Image.Image, settings: dict[str, Any], index: int) -> Image.Imag
 def _normalize(image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
     """Rescale and normalise through a table of the 256 possible values of each channel.
 
-    The order of operations and of roundings is transformers': scale in float64, round to float32, then
-    subtract and divide in float32.
+    The order of operations and of roundings is transformers': scale in float64, round to float32,
+    then subtract and divide in float32.
     """
     values = np.arange(256, dtype=np.float64)
     if settings["do_rescale"]:

@@ -25,7 +25,8 @@ def assistant_token_mask(offsets: Offsets, spans: list[tuple[int, int]], where: 
         1 on the assistant's tokens and 0 elsewhere.
 
     Raises:
-        ValueError: If a token lies half inside a span, so that the prompt would not be what `generate` sees.
+        ValueError: If a token lies half inside a span, so that the prompt would not be what
+            `generate` sees.
     """
     mask = [0] * len(offsets)
     remaining = iter(spans)
@@ -47,11 +48,13 @@ def count_prompt_tokens(offsets: Offsets, prompt_end: int | None, where: str) ->
 
     Args:
         offsets: Character range of each token.
-        prompt_end: Characters before the first assistant turn's content; None without an assistant turn.
+        prompt_end: Characters before the first assistant turn's content; None without an assistant
+            turn.
         where: Name of the sample for messages to the user.
 
     Returns:
-        Number of leading tokens that belong to the first prompt; all tokens without an assistant turn.
+        Number of leading tokens that belong to the first prompt; all tokens without an assistant
+        turn.
 
     Raises:
         ValueError: If a token lies half inside the prompt.
@@ -68,11 +71,11 @@ def count_prompt_tokens(offsets: Offsets, prompt_end: int | None, where: str) ->
 
 
 def _no_boundary(position: int, offset: tuple[int, int], boundary: int, where: str) -> ValueError:
-    """An answer that begins inside a token would give the prompt other tokens than `generate` sees."""
+    """Say that an answer begins inside a token: `generate` would see another prompt."""
     return ValueError(
-        f"{where}: token {position} covers characters {offset[0]} to {offset[1]}, across the beginning of an answer "
-        f"at {boundary}; expected a token boundary there. Use a tokenizer that splits words before white space "
-        "(Metaspace or ByteLevel pre-tokenizer)."
+        f"{where}: token {position} covers characters {offset[0]} to {offset[1]}, across the "
+        f"beginning of an answer at {boundary}; expected a token boundary there. Use a tokenizer "
+        "that splits words before white space (Metaspace or ByteLevel pre-tokenizer)."
     )
 
 

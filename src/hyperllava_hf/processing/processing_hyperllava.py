@@ -3,44 +3,41 @@
 It is LLaVA's processor (same arguments, same token count an image) plus three things:
 
 - `labels`, which supervise what the assistant says and nothing else;
-- `guidance_mask`, 1 on a conversation's first prompt, from which the language experts take their guidance under
-  the `prompt` scope (without it an answer in the history would steer its own guidance);
+- `guidance_mask`, 1 on a conversation's first prompt, from which the language experts take their
+  guidance under the `prompt` scope (without it an answer in the history would steer its own
+  guidance);
 - one folder that transformers 4.57 and 5 both read, whichever of them wrote it.
 
-Rows are padded left by default, because `generate` continues them on the right, and right with labels.
+Rows are padded left by default, because `generate` continues them on the right, and right with
+labels.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .call_arguments_hyperllava import CALL_ARGUMENTS, TextArguments, sort_arguments
-from .chat_templates_hyperllava import (
-    CHAT_TEMPLATES,
-    VICUNA_V1,
-    RenderedChat,
-    has_generation_markers,
-    render_chat,
-)
-from .conversations_hyperllava import normalize_messages, split_batch
-from .image_batches_hyperllava import assign_images, load_images
+from .chat_encoding_hyperllava import fit_and_pad, tokenize_chats
+from .chat_templates_hyperllava import VICUNA_V1, choose_columns, resolve_template
+from .conversations_hyperllava import name_sample, normalize_messages, split_batch
+from .image_batches_hyperllava import assign_images, collect_images, load_images
+from .image_geometry_hyperllava import pad_to_square_and_resize
+from .image_loading_hyperllava import load_rgb_image
 from .image_processing_hyperllava import AUTO_MAP, HyperLlavaImageProcessor
-from .labels_hyperllava import assistant_token_mask, build_labels, count_prompt_tokens
-from .prompt_encoding_hyperllava import (
-    UNLIMITED,
-    Row,
-    check_mark_count,
-    expand_image_marks,
-    fit_to_length,
-    pad_rows,
-)
+from .labels_hyperllava import build_labels
+from .rendering_hyperllava import RenderedChat, render_chat
+from .saving_hyperllava import save_processor
+from .token_rows_hyperllava import check_mark_count, expand_image_marks
 from .tokenizer_files_hyperllava import save_tokenizer
+from .tokenizer_parts_hyperllava import add_missing_tokens, find_image_token_id
+
+# Loading a local folder, transformers 4.57 copies only the files that the entry file itself names,
+# and then misses those that they name in turn. So every file of the closure is imported here.
+_REST_OF_CLOSURE = (build_labels, load_rgb_image, pad_to_square_and_resize, save_tokenizer)
 
 
 class HyperLlavaProcessor(ProcessorMixin):
@@ -50,11 +47,12 @@ class HyperLlavaProcessor(ProcessorMixin):
         image_processor: A `HyperLlavaImageProcessor`.
         tokenizer: A fast tokenizer that has the image token as one token.
         patch_size: Edge of a patch of the vision tower in pixels.
-        vision_feature_select_strategy: "default" drops one feature of an image (the CLS), "full" keeps all.
+        vision_feature_select_strategy: "default" drops one feature of an image (the CLS), "full"
+            keeps all.
         num_additional_image_tokens: Features that the tower adds to its patches (1: CLS).
         image_token: The mark that stands for an image in a prompt.
-        chat_template: Jinja source used when a call names no other; None takes `vicuna_v1`. A dict of templates
-            by name is understood; its "default" is used.
+        chat_template: Jinja source used when a call names no other; None takes `vicuna_v1`. A dict
+            of templates by name is understood; its "default" is used.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -77,20 +75,21 @@ class HyperLlavaProcessor(ProcessorMixin):
     ) -> None:
         if not isinstance(patch_size, int) or patch_size < 1:
             raise ValueError(
-                f"patch_size is {patch_size!r}, expected the edge of a patch of the vision tower in pixels. Pass "
-                "patch_size=14 for LLaVA-1.5's CLIP ViT-L/14, else vision_config.patch_size of config.json."
+                f"patch_size is {patch_size!r}, expected the edge of a patch of the vision tower "
+                "in pixels. Pass patch_size=14 for LLaVA-1.5's CLIP ViT-L/14, else "
+                "vision_config.patch_size of config.json."
             )
         if vision_feature_select_strategy not in ("default", "full"):
             raise ValueError(
-                f"vision_feature_select_strategy is {vision_feature_select_strategy!r}, expected 'default' or "
-                "'full'. Take the value of config.json."
+                f"vision_feature_select_strategy is {vision_feature_select_strategy!r}, expected "
+                "'default' or 'full'. Take the value of config.json."
             )
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.num_additional_image_tokens = num_additional_image_tokens
         self.image_token = image_token
         super().__init__(image_processor, tokenizer, chat_template=chat_template or VICUNA_V1)
-        self.image_token_id = _find_image_token_id(tokenizer, image_token)
+        self.image_token_id = find_image_token_id(tokenizer, image_token)
         tokenizer.padding_side = "left"
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
@@ -109,13 +108,16 @@ class HyperLlavaProcessor(ProcessorMixin):
         if argument_name == "tokenizer":
             if not getattr(argument, "is_fast", False):
                 raise ValueError(
-                    f"the tokenizer is a {type(argument).__name__}, expected a fast tokenizer (offsets place the "
-                    "labels). Load it with AutoTokenizer.from_pretrained."
+                    f"the tokenizer is a {type(argument).__name__}, expected a fast tokenizer "
+                    "(offsets place the labels). Load it with AutoTokenizer.from_pretrained."
                 )
-        elif not any(base.__name__ == "HyperLlavaImageProcessor" for base in type(argument).__mro__):
+        elif not any(
+            base.__name__ == "HyperLlavaImageProcessor" for base in type(argument).__mro__
+        ):
             raise ValueError(
-                f"the image processor is a {type(argument).__name__}, expected a HyperLlavaImageProcessor. Convert "
-                "it with HyperLlavaImageProcessor.from_dict(image_processor.to_dict())."
+                f"the image processor is a {type(argument).__name__}, expected a "
+                "HyperLlavaImageProcessor. Convert it with "
+                "HyperLlavaImageProcessor.from_dict(image_processor.to_dict())."
             )
         return type(argument)
 
@@ -141,7 +143,9 @@ class HyperLlavaProcessor(ProcessorMixin):
         dropped = 1 if self.vision_feature_select_strategy == "default" else 0
         return patches + self.num_additional_image_tokens - dropped
 
-    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+    def replace_image_token(
+        self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any
+    ) -> str:
         """Spell out the positions of one image, for servers that expand marks in the text.
 
         Args:
@@ -158,10 +162,12 @@ class HyperLlavaProcessor(ProcessorMixin):
     def _get_num_multimodal_tokens(
         self, image_sizes: list[list[int]] | None = None, **kwargs: Any
     ) -> MultiModalData:
-        """Count positions for images of given (height, width), as servers ask before they load any."""
+        """Count positions for images of given (height, width), before any is loaded."""
         if image_sizes is None:
             return MultiModalData()
-        settings = {name: kwargs[name] for name in ("size", "crop_size") if kwargs.get(name) is not None}
+        settings = {
+            name: kwargs[name] for name in ("size", "crop_size") if kwargs.get(name) is not None
+        }
         count = self._count_image_tokens(*self.image_processor.output_size(**settings))
         return MultiModalData(
             num_image_tokens=[count] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
@@ -170,7 +176,12 @@ class HyperLlavaProcessor(ProcessorMixin):
     # ---------------------------------------------------------------- calling
 
     def __call__(
-        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Prepare prompts and their images.
 
@@ -179,20 +190,22 @@ class HyperLlavaProcessor(ProcessorMixin):
             text: A prompt or a list of prompts, each with one image token an image.
             videos: Must be None.
             audio: Must be None.
-            **kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`, `return_tensors`, ...) and of
-                the image processor, flat or in `text_kwargs` and `images_kwargs`.
+            **kwargs: Arguments of the tokenizer (`padding`, `truncation`, `max_length`,
+                `return_tensors`, ...) and of the image processor, flat or in `text_kwargs` and
+                `images_kwargs`.
 
         Returns:
             `input_ids` and `attention_mask` of shape (batch, length) and `pixel_values` of shape
             (images, 3, height, width), as far as there are texts and images.
 
         Raises:
-            ValueError: If marks and images do not match, an image cannot be read or a prompt is too long.
+            ValueError: If marks and images do not match, an image cannot be read or a prompt is too
+                long.
         """
         if videos is not None or audio is not None or (images is None and text is None):
             raise ValueError(
-                "found no text and no image, or video or audio; expected text, images or both. Pass text=... and "
-                "images=..."
+                "found no text and no image, or video or audio; expected text, images or both. "
+                "Pass text=... and images=..."
             )
         arguments, image_settings = sort_arguments(kwargs)
         if text is None:
@@ -201,10 +214,14 @@ class HyperLlavaProcessor(ProcessorMixin):
                 loaded, return_tensors=arguments.return_tensors, **image_settings
             )
         prompts = [text] if isinstance(text, str) else text
-        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(t, str) for t in prompts):
+        if (
+            not isinstance(prompts, (list, tuple))
+            or not prompts
+            or not all(isinstance(t, str) for t in prompts)
+        ):
             raise ValueError(
-                f"text is {repr(text)[:80]}, expected a string or a list of at least one string. Join words that "
-                "are already split."
+                f"text is {repr(text)[:80]}, expected a string or a list of at least one string. "
+                "Join words that are already split."
             )
         chats = [RenderedChat(prompt, [], None) for prompt in prompts]
         return self._encode(chats, images, arguments, image_settings, ())
@@ -215,77 +232,24 @@ class HyperLlavaProcessor(ProcessorMixin):
         images: Any,
         arguments: TextArguments,
         image_settings: dict[str, Any],
-        extras: tuple[str, ...],
+        extras: tuple[str, ...] = (),
     ) -> BatchFeature:
-        """Tokenise, count, load images, expand, check lengths and pad, in the order of their cost."""
-        rows = self._tokenize(chats, arguments, extras)
+        """Tokenise, count, load images, expand, check lengths and pad: the cheap checks first."""
+        rows = tokenize_chats(self.tokenizer, chats, arguments, extras, self.image_token_id)
         marks = [row["input_ids"].count(self.image_token_id) for row in rows]
         grouped = assign_images(images, marks)
         for index, (num_marks, group) in enumerate(zip(marks, grouped, strict=True)):
-            check_mark_count(num_marks, len(group), self.image_token, _name_sample(index, len(rows)))
+            check_mark_count(num_marks, len(group), self.image_token, name_sample(index, len(rows)))
         data: dict[str, Any] = {}
         if any(grouped):
             loaded = load_images(grouped, image_settings)
-            data = dict(self.image_processor.preprocess(loaded, return_tensors="np", **image_settings))
+            data = dict(
+                self.image_processor.preprocess(loaded, return_tensors="np", **image_settings)
+            )
             count = self._count_image_tokens(*data["pixel_values"].shape[-2:])
             rows = [expand_image_marks(row, self.image_token_id, count) for row in rows]
-        rows = self._fit(rows, arguments)
-        side = arguments.padding_side or ("right" if "labels" in extras else self.tokenizer.padding_side)
-        batch = pad_rows(
-            rows,
-            arguments.padding,
-            side,
-            self.tokenizer.pad_token_id,
-            arguments.max_length or _limit_of(self.tokenizer),
-            arguments.pad_to_multiple_of,
-        )
-        if arguments.return_attention_mask is False:
-            del batch["attention_mask"]
+        batch = fit_and_pad(self.tokenizer, rows, arguments, extras, self.image_token_id)
         return BatchFeature(data={**batch, **data}, tensor_type=arguments.return_tensors)
-
-    def _tokenize(
-        self, chats: list[RenderedChat], arguments: TextArguments, extras: tuple[str, ...]
-    ) -> list[Row]:
-        """Tokenise texts with their marks still single, and add the columns that were asked for."""
-        need_offsets = bool(extras) or arguments.return_offsets_mapping
-        encoded = self.tokenizer(
-            [chat.text for chat in chats],
-            add_special_tokens=arguments.add_special_tokens,
-            return_attention_mask=True,
-            return_token_type_ids=bool(arguments.return_token_type_ids),
-            return_special_tokens_mask=arguments.return_special_tokens_mask,
-            return_offsets_mapping=need_offsets,
-            verbose=False,
-        )
-        rows = []
-        for index, chat in enumerate(chats):
-            row: Row = {name: list(column[index]) for name, column in encoded.items()}
-            ids = row["input_ids"]
-            offsets = row["offset_mapping"] if arguments.return_offsets_mapping else row.pop("offset_mapping", [])
-            where = _name_sample(index, len(chats))
-            if arguments.return_mm_token_type_ids:
-                row["mm_token_type_ids"] = [int(token == self.image_token_id) for token in ids]
-            if "guidance_mask" in extras:
-                count = count_prompt_tokens(offsets, chat.prompt_end, where)
-                row["guidance_mask"] = [1] * count + [0] * (len(ids) - count)
-            if "labels" in extras or "assistant_masks" in extras:
-                said = assistant_token_mask(offsets, chat.spans, where)
-                if "assistant_masks" in extras:
-                    row["assistant_masks"] = said
-                if "labels" in extras:
-                    row["labels"] = build_labels(ids, said, {self.image_token_id})
-            rows.append(row)
-        return rows
-
-    def _fit(self, rows: list[Row], arguments: TextArguments) -> list[Row]:
-        """Hold every row against max_length or the tokenizer's own limit."""
-        limit = arguments.max_length or _limit_of(self.tokenizer)
-        side = self.tokenizer.truncation_side if arguments.truncates else None
-        bos = self.tokenizer.bos_token_id
-        return [
-            fit_to_length(row, limit, side, self.image_token_id, bos, _name_sample(index, len(rows)))
-            for index, row in enumerate(rows)
-        ]
 
     # ---------------------------------------------------------------- conversations
 
@@ -308,44 +272,49 @@ class HyperLlavaProcessor(ProcessorMixin):
         """Render conversations and, with `tokenize=True`, prepare them with their images.
 
         Args:
-            conversation: Messages with "role" and "content", or a list of conversations. Content is a string (image
-                marks written out) or a list of {"type": "text"} and {"type": "image"} parts; an image is given as
-                "image", "path", "url", "base64" or "bytes", or left out and passed as `images`.
-            chat_template: "vicuna_v1", "plain", another template's name, or Jinja source; None takes the processor's.
+            conversation: Messages with "role" and "content", or a list of conversations. Content is
+                a string (image marks written out) or a list of {"type": "text"} and {"type":
+                "image"} parts; an image is given as "image", "path", "url", "base64" or "bytes", or
+                left out and passed as `images`.
+            chat_template: "vicuna_v1", "plain", another template's name, or Jinja source; None
+                takes the processor's.
             tools: Passed to the template.
             documents: Passed to the template.
             add_generation_prompt: Whether to end with the header of an assistant turn.
             continue_final_message: Whether to leave the last message open.
-            return_assistant_tokens_mask: Whether to return `assistant_masks`, 1 on what the assistant says.
+            return_assistant_tokens_mask: Whether to return `assistant_masks`, 1 on what the
+                assistant says.
             tokenize: Whether to return model inputs rather than text.
             return_dict: Whether to return all inputs rather than `input_ids` alone.
             return_tensors: "pt", "np" or None.
-            return_labels: Whether to return `labels`; pads right unless `padding_side` says otherwise.
+            return_labels: Whether to return `labels`; pads right unless `padding_side` says
+                otherwise.
             processor_kwargs: Arguments of `__call__`.
             **kwargs: Arguments of `__call__` and variables of the template.
 
         Returns:
-            Text, or the model inputs; with them `guidance_mask` as soon as one conversation holds an assistant turn.
+            Text, or the model inputs; with them `guidance_mask` as soon as one conversation holds
+            an assistant turn.
 
         Raises:
             ValueError: If a conversation is malformed or its images do not match its marks.
         """
         if kwargs.pop("sanitize_control_tokens", False):
             raise ValueError(
-                "sanitize_control_tokens is not supported: text that spells a control token becomes that token, as "
-                "in LLaVA. Remove such text from the conversation."
+                "sanitize_control_tokens is not supported: text that spells a control token "
+                "becomes that token, as in LLaVA. Remove such text from the conversation."
             )
         template = self.get_chat_template(chat_template)
         conversations, is_batch = split_batch(conversation)
         normalized = [
-            normalize_messages(messages, _name_sample(index, len(conversations)))
+            normalize_messages(messages, name_sample(index, len(conversations)))
             for index, messages in enumerate(conversations)
         ]
         call = {name: kwargs.pop(name) for name in list(kwargs) if name in CALL_ARGUMENTS}
         call = {**call, **(processor_kwargs or {})}
         images = call.pop("images", kwargs.pop("images", None))
         has_answer = any(m["role"] == "assistant" for messages, _ in normalized for m in messages)
-        extras = self._choose_extras(template, has_answer, return_labels, return_assistant_tokens_mask)
+        extras = choose_columns(template, has_answer, return_labels, return_assistant_tokens_mask)
         options = {
             "tools": tools,
             "documents": documents,
@@ -356,7 +325,13 @@ class HyperLlavaProcessor(ProcessorMixin):
             **kwargs,
         }
         chats = [
-            render_chat(messages, template, _name_sample(index, len(normalized)), options, tokenize and bool(extras))
+            render_chat(
+                messages,
+                template,
+                name_sample(index, len(normalized)),
+                options,
+                tokenize and bool(extras),
+            )
             for index, (messages, _) in enumerate(normalized)
         ]
         if not tokenize:
@@ -368,7 +343,7 @@ class HyperLlavaProcessor(ProcessorMixin):
         if bos and chats[0].text.startswith(bos):
             # A template that writes BOS itself must not get a second one.
             arguments.add_special_tokens = False
-        batch_images = self._collect_images([found for _, found in normalized], images, is_batch)
+        batch_images = collect_images([found for _, found in normalized], images, is_batch)
         outputs = self._encode(chats, batch_images, arguments, image_settings, extras)
         return outputs if return_dict else outputs["input_ids"]
 
@@ -384,43 +359,7 @@ class HyperLlavaProcessor(ProcessorMixin):
         Raises:
             ValueError: If the name is unknown.
         """
-        own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        named = {**CHAT_TEMPLATES, **own}
-        chosen = named.get(chat_template or "default")
-        if chosen is not None:
-            return chosen
-        if chat_template is None or not any(sign in chat_template for sign in ("{", "\n", " ")):
-            raise ValueError(
-                f"there is no chat template {chat_template or 'default'!r}, expected one of {sorted(named)} or Jinja "
-                "source. Leave chat_template out for the default."
-            )
-        return chat_template
-
-    def _choose_extras(
-        self, template: str, has_answer: bool, return_labels: bool, return_assistant_tokens_mask: bool
-    ) -> tuple[str, ...]:
-        """Decide which columns a conversation call adds."""
-        extras = ["guidance_mask"] if has_answer else []
-        extras += ["assistant_masks"] if return_assistant_tokens_mask else []
-        extras += ["labels"] if return_labels else []
-        if (return_labels or return_assistant_tokens_mask) and not has_generation_markers(template):
-            raise ValueError(
-                "labels and assistant masks need a chat template that wraps what the assistant says in "
-                "{% generation %} and {% endgeneration %}, and this one does not. Pass chat_template='vicuna_v1', or "
-                "add the markers."
-            )
-        return tuple(extras)
-
-    def _collect_images(self, found: list[list[Any]], images: Any, is_batch: bool) -> Any:
-        """Take the images of the conversations, or those passed beside them."""
-        if images is None:
-            return found if any(found) else None
-        if any(found):
-            raise ValueError(
-                "images are given both inside the conversation and as images=...; expected one. Leave out "
-                "images=..., or reduce the parts to {'type': 'image'}."
-            )
-        return images if is_batch else [assign_images(images, None)[0]]
+        return resolve_template(chat_template, self.chat_template)
 
     # ---------------------------------------------------------------- decoding
 
@@ -449,21 +388,30 @@ class HyperLlavaProcessor(ProcessorMixin):
         Returns:
             One text a row.
         """
-        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        return self.tokenizer.batch_decode(
+            generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
+        )
 
     # ---------------------------------------------------------------- loading and saving
 
     @classmethod
     def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: Any,
+        processor_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[Any]:
-        """Load the parts; the image processor is this module's sibling, whatever class the folder names."""
-        image_processor = HyperLlavaImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """Load the parts; the image processor is always ours, whatever class the folder names."""
+        image_processor = HyperLlavaImageProcessor.from_pretrained(
+            pretrained_model_name_or_path, **kwargs
+        )
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 
     @classmethod
-    def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_args_and_dict(
+        cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any
+    ) -> Any:
         """Build from loaded parts and a configuration.
 
         Args:
@@ -474,8 +422,11 @@ class HyperLlavaProcessor(ProcessorMixin):
         Returns:
             The processor.
         """
-        # transformers 5 nests the image processor's settings here; 4.57 would take them for the part itself.
-        settings = {name: value for name, value in processor_dict.items() if name not in cls.attributes}
+        # transformers 5 nests the image processor's settings here; 4.57 would take them for the
+        # part itself.
+        settings = {
+            name: value for name, value in processor_dict.items() if name not in cls.attributes
+        }
         return super().from_args_and_dict(args, settings, **kwargs)
 
     def to_dict(self, legacy_serialization: bool = False) -> dict[str, Any]:
@@ -495,7 +446,11 @@ class HyperLlavaProcessor(ProcessorMixin):
             "processor_class": "HyperLlavaProcessor",
             "vision_feature_select_strategy": self.vision_feature_select_strategy,
         }
-        return config if legacy_serialization else {**config, "image_processor": self.image_processor.to_dict()}
+        return (
+            config
+            if legacy_serialization
+            else {**config, "image_processor": self.image_processor.to_dict()}
+        )
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
@@ -514,38 +469,15 @@ class HyperLlavaProcessor(ProcessorMixin):
             ValueError: If the path is a file.
         """
         folder = Path(save_directory)
-        if folder.is_file():
-            raise ValueError(f"{folder} is a file, expected a folder to write to. Choose another path.")
-        folder.mkdir(parents=True, exist_ok=True)
-        name = type(self).__name__
-        written = [str(path) for path in custom_object_save(self, folder) or []]
-        written += save_tokenizer(self.tokenizer, folder, name)
-        config = self.to_dict()
-        image_config = {**config["image_processor"], "processor_class": name}
-        written.append(_write_json(folder / "preprocessor_config.json", image_config))
-        written.append(_write_json(folder / "processor_config.json", config))
-        written += self._save_chat_templates(folder)
+        written = save_processor(self, folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return written
 
-    def _save_chat_templates(self, folder: Path) -> list[str]:
-        """Write the templates as files; `vicuna_v1` and `plain` are in the code and need none."""
-        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        written = []
-        for name, template in templates.items():
-            target = folder / "chat_template.jinja"
-            if name != "default":
-                if not name.replace("-", "_").isidentifier():
-                    raise ValueError(f"the chat template name {name!r} is no file name. Use letters and digits.")
-                target = folder / "additional_chat_templates" / f"{name}.jinja"
-                target.parent.mkdir(exist_ok=True)
-            target.write_text(template, encoding="utf-8")
-            written.append(str(target))
-        return written
 
-
-def build_processor(tokenizer: Any, image_size: int = 336, patch_size: int = 14, **kwargs: Any) -> HyperLlavaProcessor:
+def build_processor(
+    tokenizer: Any, image_size: int = 336, patch_size: int = 14, **kwargs: Any
+) -> HyperLlavaProcessor:
     """Build a processor around a tokenizer, adding the tokens that it lacks.
 
     Args:
@@ -557,37 +489,6 @@ def build_processor(tokenizer: Any, image_size: int = 336, patch_size: int = 14,
     Returns:
         The processor; resize the model's embeddings to `len(processor.tokenizer)`.
     """
-    mark = kwargs.get("image_token", "<image>")
-    known = tokenizer.get_vocab()
-    if mark not in known:
-        # The name of the argument differs by transformers line, and so does whether other extras survive; a plain
-        # special token is the same on both.
-        tokenizer.add_tokens([mark], special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    add_missing_tokens(tokenizer, kwargs.get("image_token", "<image>"))
     image_processor = HyperLlavaImageProcessor(size=image_size)
     return HyperLlavaProcessor(image_processor, tokenizer, patch_size=patch_size, **kwargs)
-
-
-def _find_image_token_id(tokenizer: Any, image_token: str) -> int:
-    ids = tokenizer(image_token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or tokenizer.convert_tokens_to_ids(image_token) != ids[0] or ids[0] == tokenizer.unk_token_id:
-        raise ValueError(
-            f"the tokenizer splits the image token {image_token!r} into ids {ids}, expected one id of its own. Add it "
-            "with tokenizer.add_tokens([...], special_tokens=True), or use build_processor."
-        )
-    return ids[0]
-
-
-def _name_sample(index: int, total: int) -> str:
-    return f"sample {index}" if total > 1 else "the prompt"
-
-
-def _limit_of(tokenizer: Any) -> int | None:
-    limit = tokenizer.model_max_length
-    return int(limit) if limit and limit < UNLIMITED else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> str:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return str(path)

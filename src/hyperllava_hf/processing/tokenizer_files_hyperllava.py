@@ -1,9 +1,10 @@
 """Write a tokenizer so that transformers 4.57 and 5 read the same tokenizer from it.
 
-The lines disagree on names, not on the tokenizer: 5 writes a class (`TokenizersBackend`) and a list of extra
-special tokens that 4.57 cannot read, and both rebuild Llama tokenizers from their class name rather than from
-the saved pipeline. `tokenizer.json` alone says how text becomes ids, so the configuration written here names
-the one class that both lines load straight from it, and holds the same bytes whichever line wrote it.
+The lines disagree on names, not on the tokenizer: 5 writes a class (`TokenizersBackend`) and a list
+of extra special tokens that 4.57 cannot read, and both rebuild Llama tokenizers from their class
+name rather than from the saved pipeline. `tokenizer.json` alone says how text becomes ids, so the
+configuration written here names the one class that both lines load straight from it, and holds the
+same bytes whichever line wrote it.
 """
 
 import json
@@ -14,7 +15,15 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 # Files in which one line repeats what tokenizer.json says, in its own dialect.
 _DIALECTS = ("special_tokens_map.json", "added_tokens.json")
 
@@ -51,12 +60,18 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike, processor_class: s
 
 
 def _build_config(tokenizer: Any, processor_class: str) -> dict[str, Any]:
-    named = {name: str(getattr(tokenizer, name)) for name in _NAMED_TOKENS if getattr(tokenizer, name, None)}
+    named = {
+        name: str(getattr(tokenizer, name))
+        for name in _NAMED_TOKENS
+        if getattr(tokenizer, name, None)
+    }
     others = [token for token in tokenizer.all_special_tokens if token not in named.values()]
     config = {
         **named,
         "additional_special_tokens": [str(token) for token in others],
-        "clean_up_tokenization_spaces": bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
+        "clean_up_tokenization_spaces": bool(
+            getattr(tokenizer, "clean_up_tokenization_spaces", False)
+        ),
         # Not token_type_ids: `generate` refuses inputs that the model does not take.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": tokenizer.model_max_length,
@@ -69,7 +84,7 @@ def _build_config(tokenizer: Any, processor_class: str) -> dict[str, Any]:
 
 
 def _find_sentencepiece_model(tokenizer: Any) -> str | None:
-    """Find the tokenizer.model that the tokenizer came with, so that it stays with the checkpoint."""
+    """Find the tokenizer.model that the tokenizer came with, to keep it with the checkpoint."""
     vocab_file = getattr(tokenizer, "vocab_file", None)
     if vocab_file and str(vocab_file).endswith(".model") and os.path.isfile(vocab_file):
         return str(vocab_file)
@@ -81,7 +96,10 @@ def _find_sentencepiece_model(tokenizer: Any) -> str | None:
         return candidate if os.path.isfile(candidate) else None
     try:
         return cached_file(
-            source, "tokenizer.model", local_files_only=True, _raise_exceptions_for_missing_entries=False
+            source,
+            "tokenizer.model",
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
         )
     except (OSError, ValueError):
         return None

@@ -1,10 +1,11 @@
-"""Token rows of a batch: expand image marks, check lengths, truncate, pad.
+r"""Token rows of a batch: expand image marks, check lengths, truncate, pad.
 
-A row is a dict of equally long lists, one per column (`input_ids`, `attention_mask`, `labels`, ...). Marks are
-expanded on ids rather than in the text, so offsets keep pointing into the text as the user wrote it:
+A row is a dict of equally long lists, one per column (`input_ids`, `attention_mask`, `labels`,
+...). Marks are expanded on ids rather than in the text, so offsets keep pointing into the text as
+the user wrote it:
 
-    before   BOS USER : <image> \\n Q        one image, 4 tokens an image
-    after    BOS USER : <image> <image> <image> <image> \\n Q
+    before   BOS USER : <image> \n Q        one image, 4 tokens an image
+    after    BOS USER : <image> <image> <image> <image> \n Q
 """
 
 from typing import Any
@@ -13,8 +14,6 @@ from .labels_hyperllava import IGNORED_LABEL
 
 Row = dict[str, list[Any]]
 
-# Tokenizers without a stated limit carry a huge number (int(1e30)) instead.
-UNLIMITED = 10**9
 
 _PADDING_VALUES = {
     "attention_mask": 0,
@@ -49,8 +48,8 @@ def check_mark_count(num_marks: int, num_images: int, mark: str, where: str) -> 
     )
     raise ValueError(
         f"{where} has {num_marks} {mark} mark{'s' * (num_marks != 1)} and {num_images} image"
-        f"{'s' * (num_images != 1)}, expected one mark an image. {advice}. The processor itself expands a mark to "
-        "the tokens of its image."
+        f"{'s' * (num_images != 1)}, expected one mark an image. {advice}. The processor itself "
+        "expands a mark to the tokens of its image."
     )
 
 
@@ -80,7 +79,12 @@ def expand_image_marks(row: Row, image_token_id: int, tokens_per_image: int) -> 
 
 
 def fit_to_length(
-    row: Row, limit: int | None, truncation_side: str | None, image_token_id: int, bos_token_id: int | None, where: str
+    row: Row,
+    limit: int | None,
+    truncation_side: str | None,
+    image_token_id: int,
+    bos_token_id: int | None,
+    where: str,
 ) -> Row:
     """Check a row against the context length, or cut it.
 
@@ -102,11 +106,15 @@ def fit_to_length(
     if limit is None or length <= limit:
         return row
     num_image_tokens = row["input_ids"].count(image_token_id)
-    found = f"{where} has {length} tokens, {num_image_tokens} of them image tokens; expected at most {limit}"
+    found = (
+        f"{where} has {length} tokens, {num_image_tokens} of them image tokens; expected at most "
+        f"{limit}"
+    )
     if truncation_side is None:
         raise ValueError(
-            f"{found} (the tokenizer's model_max_length, or max_length). Shorten the prompt, use fewer images, raise "
-            "the limit if the model allows it, or pass truncation=True to cut text."
+            f"{found} (the tokenizer's model_max_length, or max_length). Shorten the prompt, use "
+            "fewer images, raise the limit if the model allows it, or pass truncation=True to cut "
+            "text."
         )
     keep = 1 if truncation_side == "left" and row["input_ids"][0] == bos_token_id else 0
     cut = (
@@ -117,8 +125,8 @@ def fit_to_length(
     lost = num_image_tokens - cut["input_ids"].count(image_token_id)
     if lost:
         raise ValueError(
-            f"{found}, and cutting on the {truncation_side} would cut {lost} image tokens. Raise max_length to at "
-            f"least {length}, shorten the prompt, or use fewer images."
+            f"{found}, and cutting on the {truncation_side} would cut {lost} image tokens. Raise "
+            f"max_length to at least {length}, shorten the prompt, or use fewer images."
         )
     return cut
 
@@ -151,12 +159,14 @@ def pad_rows(
     strategy = getattr(strategy, "value", strategy)
     if strategy not in ("longest", "max_length", "do_not_pad") or side not in ("left", "right"):
         raise ValueError(
-            f"padding={padding!r} with padding_side={side!r}; expected True, 'longest', 'max_length' or False, and "
-            "'left' or 'right'. Use padding=True."
+            f"padding={padding!r} with padding_side={side!r}; expected True, 'longest', "
+            "'max_length' or False, and 'left' or 'right'. Use padding=True."
         )
     lengths = [len(row["input_ids"]) for row in rows]
     if strategy == "max_length" and max_length is None:
-        raise ValueError("padding='max_length' needs a length: pass max_length, or use padding=True.")
+        raise ValueError(
+            "padding='max_length' needs a length: pass max_length, or use padding=True."
+        )
     target = 0 if strategy == "do_not_pad" else max(lengths)
     if strategy == "max_length":
         target = max(target, max_length)
@@ -165,8 +175,8 @@ def pad_rows(
     if target > min(lengths) and pad_token_id is None:
         raise ValueError(
             "the tokenizer has no padding token, and rows of different lengths need one. Set "
-            "processor.tokenizer.pad_token = processor.tokenizer.unk_token, or build the processor with "
-            "build_processor."
+            "processor.tokenizer.pad_token = processor.tokenizer.unk_token, or build the processor "
+            "with build_processor."
         )
     batch: dict[str, list[list[Any]]] = {name: [] for name in rows[0]}
     for row, length in zip(rows, lengths, strict=True):
