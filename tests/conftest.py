@@ -53,3 +53,21 @@ def other_python() -> str:
             "an environment with the other transformers line"
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-block HyperLLaVA and its processor."""
+    from tests.tiny_checkpoint import save_tiny_checkpoint
+
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small red PNG file."""
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("pictures") / "red.png"
+    Image.new("RGB", (20, 31), (200, 30, 30)).save(path)
+    return path

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, and what its experts do to an input."""
