@@ -1,8 +1,8 @@
 """HyperLLaVA (arXiv 2403.13447) for Hugging Face transformers 4.57 and 5.x.
 
-Importing this package registers its classes with transformers' auto classes, so that its checkpoints
-load without `trust_remote_code`. Nothing heavy is imported for that: names load on first use, and if
-transformers is not loaded yet, registration waits until it is.
+Importing this package registers its classes with transformers' auto classes, so that its
+checkpoints load without `trust_remote_code`. Nothing heavy is imported for that: names load on
+first use, and if transformers is not loaded yet, registration waits until it is.
 """
 
 import importlib

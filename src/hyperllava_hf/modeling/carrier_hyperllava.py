@@ -22,7 +22,7 @@ def get_carried(cache: Any) -> dict[int, tuple[torch.Tensor, ...]] | None:
     """Return the weights that a cache carries.
 
     Args:
-        cache (Any): A `transformers.Cache` or None.
+        cache: A `transformers.Cache` or None.
 
     Returns:
         dict[int, tuple[torch.Tensor, ...]] | None: Weights by block, None where there are none.
@@ -34,7 +34,7 @@ def drop_carried(cache: Any) -> None:
     """Start a new prompt: the cache carries nothing and follows its rows from here on.
 
     Args:
-        cache (Any): A `transformers.Cache` or None.
+        cache: A `transformers.Cache` or None.
     """
     if cache is None:
         return
@@ -50,9 +50,9 @@ def carry(cache: Any, layer_idx: int, weights: tuple[torch.Tensor, ...]) -> None
     """Let a cache carry the weights of one block.
 
     Args:
-        cache (Any): A `transformers.Cache` or None.
-        layer_idx (int): Index of the block.
-        weights (tuple[torch.Tensor, ...]): (W_d (B, 2R, D), W_u (B, R, D)).
+        cache: A `transformers.Cache` or None.
+        layer_idx: Index of the block.
+        weights: (W_d (B, 2R, D), W_u (B, R, D)).
     """
     if cache is not None:
         getattr(cache, ATTRIBUTE)[layer_idx] = weights
@@ -62,17 +62,17 @@ def raise_if_rows_differ(cache: Any, batch_size: int) -> None:
     """Check that carried weights and the current rows are the same samples by number.
 
     Args:
-        cache (Any): A cache that carries weights.
-        batch_size (int): Rows of the current input.
+        cache: A cache that carries weights.
+        batch_size: Rows of the current input.
 
     Raises:
         ValueError: If the numbers differ.
     """
-    found = next(iter(get_carried(cache).values()))[0].shape[0]
+    found = next(iter((get_carried(cache) or {}).values()))[0].shape[0]
     if found != batch_size:
         raise ValueError(
-            f"Found language expert weights of {found} samples in the cache, but {batch_size} rows of "
-            "input. Expand both with cache.batch_repeat_interleave, or start a new cache."
+            f"Found language expert weights of {found} samples in the cache, but {batch_size} "
+            "rows of input. Expand both with cache.batch_repeat_interleave, or start a new cache."
         )
 
 
@@ -86,7 +86,7 @@ def reset(self: Any) -> Any:
     """Reset the cache; an empty cache carries nothing.
 
     Args:
-        self (Any): The cache.
+        self: The cache.
 
     Returns:
         Any: What the class's method returns.
@@ -99,9 +99,9 @@ def crop(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Crop the cache; one cropped to nothing carries nothing.
 
     Args:
-        self (Any): The cache.
-        *args (Any): As the class's method.
-        **kwargs (Any): As the class's method.
+        self: The cache.
+        *args: As the class's method.
+        **kwargs: As the class's method.
 
     Returns:
         Any: What the class's method returns.
@@ -116,8 +116,8 @@ def reorder_cache(self: Any, beam_idx: torch.Tensor) -> Any:
     """Reorder rows, as beam search does.
 
     Args:
-        self (Any): The cache.
-        beam_idx (torch.Tensor): Source row of each row (B,).
+        self: The cache.
+        beam_idx: Source row of each row (B,).
 
     Returns:
         Any: What the class's method returns.
@@ -130,8 +130,8 @@ def batch_repeat_interleave(self: Any, repeats: int) -> Any:
     """Repeat each row.
 
     Args:
-        self (Any): The cache.
-        repeats (int): Copies of each row.
+        self: The cache.
+        repeats: Copies of each row.
 
     Returns:
         Any: What the class's method returns.
@@ -144,8 +144,8 @@ def batch_select_indices(self: Any, indices: torch.Tensor) -> Any:
     """Keep some rows.
 
     Args:
-        self (Any): The cache.
-        indices (torch.Tensor): Rows to keep.
+        self: The cache.
+        indices: Rows to keep.
 
     Returns:
         Any: What the class's method returns.

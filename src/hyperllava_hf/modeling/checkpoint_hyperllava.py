@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_hyperllava import EXPERT_FIELDS
@@ -22,12 +23,12 @@ logger = logging.get_logger(__name__)
 
 EXPERT_KEY = re.compile(r"(^|\.)(visual_expert|language_expert)\.")
 
-# Where each part of LLaVA stands in its layouts on the Hub (before and since transformers 4.52, and as
-# transformers 5 has it in memory): source pattern, part. A key matches one row at most.
+# Where each part of LLaVA stands in its layouts on the Hub (before and since transformers 4.52,
+# and as transformers 5 has it in memory): source pattern, part. A key matches one row at most.
 LLAVA_LAYOUTS = {
     r"^language_model\.lm_head\.": "lm_head.",
-    r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head\.|model\.)": "language_model.",
-    r"^(?:model\.)?vision_tower\.(?:vision_model\.)?(?!vision_model\.)": "vision_tower.vision_model.",
+    r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head\.)": "language_model.",
+    r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": "vision_tower.vision_model.",
     r"^(?:model\.)?multi_modal_projector\.": "multi_modal_projector.",
 }
 
@@ -38,7 +39,7 @@ def is_expert_key(key: str) -> bool:
     """Tell an expert's parameter from the base's by its name alone.
 
     Args:
-        key (str): Parameter name, as in the state dict.
+        key: Parameter name, as in the state dict.
 
     Returns:
         bool: True for an expert's.
@@ -55,9 +56,9 @@ def check_loaded_keys(missing: list[str], unexpected: list[str], may_drop_expert
     """Judge what a checkpoint lacked and what it held too much of.
 
     Args:
-        missing (list[str]): Keys of the model that the checkpoint lacks.
-        unexpected (list[str]): Keys of the checkpoint that the model lacks.
-        may_drop_experts (bool): Whether the caller chose the expert fields by keyword.
+        missing: Keys of the model that the checkpoint lacks.
+        unexpected: Keys of the checkpoint that the model lacks.
+        may_drop_experts: Whether the caller chose the expert fields by keyword.
 
     Raises:
         ValueError: If a base weight is missing, or trained experts would be dropped unasked.
@@ -65,26 +66,33 @@ def check_loaded_keys(missing: list[str], unexpected: list[str], may_drop_expert
     base = [key for key in missing if not is_expert_key(key)]
     if base:
         raise ValueError(
-            f"{len(base)} base weights are missing from the checkpoint: {_name_some(base)}. Expected a "
-            "LLaVA or HyperLLaVA checkpoint whose config.json fits its weights; check that all files "
-            "are there, and convert other layouts first."
+            f"{len(base)} base weights are missing from the checkpoint: {_name_some(base)}. "
+            "Expected a LLaVA or HyperLLaVA checkpoint whose config.json fits its weights; check "
+            "that all files are there, and convert other layouts first."
         )
     experts = [key for key in unexpected if is_expert_key(key)]
     if experts and not may_drop_experts:
         raise ValueError(
-            f"The checkpoint holds {len(experts)} expert weights that its config.json has no place for: "
-            f"{_name_some(experts)}. Restore the expert fields of config.json, or pass them as keywords "
-            "to load other experts on purpose."
+            f"The checkpoint holds {len(experts)} expert weights that its config.json has no "
+            f"place for: {_name_some(experts)}. Restore the expert fields of config.json, or pass "
+            "them as keywords to load other experts on purpose."
         )
     if missing:
         logger.warning(
-            f"{len(missing)} expert weights were not in the checkpoint; they start as the identity update."
+            f"{len(missing)} expert weights were not in the checkpoint; they start as the "
+            "identity update."
         )
     if experts:
-        logger.warning(f"{len(experts)} expert weights of the checkpoint are not used: {_name_some(experts)}.")
-    others = [key for key in unexpected if not is_expert_key(key) and not key.startswith("lm_head.")]
+        logger.warning(
+            f"{len(experts)} expert weights of the checkpoint are not used: {_name_some(experts)}."
+        )
+    others = [
+        key for key in unexpected if not is_expert_key(key) and not key.startswith("lm_head.")
+    ]
     if others:
-        logger.warning(f"{len(others)} weights of the checkpoint are not used: {_name_some(others)}.")
+        logger.warning(
+            f"{len(others)} weights of the checkpoint are not used: {_name_some(others)}."
+        )
 
 
 @contextlib.contextmanager
@@ -94,7 +102,10 @@ def _quiet_load_report() -> Iterator[None]:
     def is_error(record: Any) -> bool:
         return record.levelno >= logging.ERROR
 
-    loggers = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+    loggers = [
+        logging.get_logger(f"transformers.{name}")
+        for name in ("modeling_utils", "utils.loading_report")
+    ]
     for item in loggers:
         item.addFilter(is_error)
     try:
@@ -104,7 +115,7 @@ def _quiet_load_report() -> Iterator[None]:
             item.removeFilter(is_error)
 
 
-class CheckpointFormat:
+class CheckpointFormat(PreTrainedModel):
     """Loads LLaVA and HyperLLaVA checkpoints alike, and saves the one layout."""
 
     # 4.57 would undo these on saving; ours are given to `from_pretrained` instead.
@@ -112,13 +123,15 @@ class CheckpointFormat:
     is_headless = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any
+    ) -> Any:
         """Load a HyperLLaVA, or turn a LLaVA into one (its experts then start as the identity).
 
         Args:
-            pretrained_model_name_or_path (Any): Folder or Hub id.
-            *model_args (Any): As in `PreTrainedModel.from_pretrained`.
-            **kwargs (Any): As in `PreTrainedModel.from_pretrained`, and any field of the
+            pretrained_model_name_or_path: Folder or Hub id.
+            *model_args: As in `PreTrainedModel.from_pretrained`.
+            **kwargs: As in `PreTrainedModel.from_pretrained`, and any field of the
                 configuration, `language_guidance_scope="prompt"` for example.
 
         Returns:
@@ -132,22 +145,25 @@ class CheckpointFormat:
         if kwargs.get("key_mapping") is None:
             prefix = "" if cls.is_headless else "model."
             kwargs["key_mapping"] = {
-                pattern: part if part == "lm_head." else prefix + part for pattern, part in LLAVA_LAYOUTS.items()
+                pattern: part if part == "lm_head." else prefix + part
+                for pattern, part in LLAVA_LAYOUTS.items()
             }
         may_drop_experts = any(name in kwargs for name in EXPERT_FIELDS) or "config" in kwargs
         with _quiet_load_report():
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
-        check_loaded_keys(list(info["missing_keys"]), list(info["unexpected_keys"]), may_drop_experts)
+        check_loaded_keys(
+            list(info["missing_keys"]), list(info["unexpected_keys"]), may_drop_experts
+        )
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save weights, configuration and code: a folder that loads as remote code on both lines.
 
         Args:
-            save_directory (Any): Folder.
-            **kwargs (Any): As in `PreTrainedModel.save_pretrained`.
+            save_directory: Folder.
+            **kwargs: As in `PreTrainedModel.save_pretrained`.
         """
         accepted = inspect.signature(super().save_pretrained).parameters
         if "save_original_format" in accepted:

@@ -11,7 +11,9 @@ from torch import nn
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import generic
 
-_EMBEDS = next(name for name in inspect.signature(create_causal_mask).parameters if name.endswith("_embeds"))
+_EMBEDS = next(
+    name for name in inspect.signature(create_causal_mask).parameters if name.endswith("_embeds")
+)
 _MASK_TAKES_CACHE_POSITION = "cache_position" in inspect.signature(create_causal_mask).parameters
 
 
@@ -21,7 +23,7 @@ def record_outputs(forward: Any) -> Any:
     Defaults come from the configuration, and hidden states and attentions are collected on demand.
 
     Args:
-        forward (Any): The method.
+        forward: The method.
 
     Returns:
         Any: The decorated method.
@@ -44,12 +46,12 @@ def build_causal_mask(
     """Build the decoder's causal mask in the form its attention implementation reads.
 
     Args:
-        config (Any): Decoder configuration.
-        inputs_embeds (torch.Tensor): Embeddings (B, L, D).
-        attention_mask (Any): Mask as the caller gave it.
-        cache_position (torch.Tensor): Positions of the inputs in the cache (L,).
-        past_key_values (Any): Cache or None.
-        position_ids (torch.Tensor): Positions (1 or B, L).
+        config: Decoder configuration.
+        inputs_embeds: Embeddings (B, L, D).
+        attention_mask: Mask as the caller gave it.
+        cache_position: Positions of the inputs in the cache (L,).
+        past_key_values: Cache or None.
+        position_ids: Positions (1 or B, L).
 
     Returns:
         Any: The mask, None where none is needed.
@@ -68,7 +70,7 @@ def cache_position_kwargs(cache_position: torch.Tensor) -> dict[str, torch.Tenso
     """Return the keyword by which 4.57's attention finds its place in a static cache.
 
     Args:
-        cache_position (torch.Tensor): Positions of the inputs in the cache (L,).
+        cache_position: Positions of the inputs in the cache (L,).
 
     Returns:
         dict[str, torch.Tensor]: The keyword, or nothing where caches count for themselves.
@@ -79,11 +81,12 @@ def cache_position_kwargs(cache_position: torch.Tensor) -> dict[str, torch.Tenso
 class NestedVisionTower(nn.Module):
     """CLIP under the name `vision_model`, as it stands on 4.57 and in every LLaVA checkpoint.
 
-    transformers 5 dropped that level of names in memory. Keeping it gives one key set on both lines,
-    in memory and on disk, so state dicts, device maps and module lists mean the same everywhere.
+    transformers 5 dropped that level of names in memory. Keeping it gives one key set on both
+    lines, in memory and on disk, so state dicts, device maps and module lists mean
+    the same everywhere.
 
     Args:
-        vision_model (nn.Module): transformers' vision model.
+        vision_model: transformers' vision model.
     """
 
     def __init__(self, vision_model: nn.Module) -> None:
@@ -95,8 +98,8 @@ class NestedVisionTower(nn.Module):
         """Call the vision model.
 
         Args:
-            *args (Any): As the vision model's.
-            **kwargs (Any): As the vision model's.
+            *args: As the vision model's.
+            **kwargs: As the vision model's.
 
         Returns:
             Any: As the vision model's.
@@ -108,9 +111,11 @@ def nest_vision_tower(vision_tower: nn.Module) -> nn.Module:
     """Return the tower with its parameters under `vision_model.`, whichever line built it.
 
     Args:
-        vision_tower (nn.Module): What `AutoModel.from_config(vision_config)` returned.
+        vision_tower: What `AutoModel.from_config(vision_config)` returned.
 
     Returns:
         nn.Module: The tower itself, or a wrapper.
     """
-    return vision_tower if hasattr(vision_tower, "vision_model") else NestedVisionTower(vision_tower)
+    return (
+        vision_tower if hasattr(vision_tower, "vision_model") else NestedVisionTower(vision_tower)
+    )

@@ -48,7 +48,7 @@ def is_count(value: Any) -> bool:
     """Tell whether `value` is an integer (a bool is not).
 
     Args:
-        value (Any): What a user wrote into a field.
+        value: What a user wrote into a field.
 
     Returns:
         bool: True for an int that is not a bool.
@@ -62,25 +62,25 @@ class HyperLlavaConfig(LlavaConfig):
     Blocks of the decoder are numbered from 0; L is their number.
 
     Args:
-        vision_config (dict | PretrainedConfig | None): CLIP vision tower, as in `LlavaConfig`.
-        text_config (dict | PretrainedConfig | None): Llama decoder, as in `LlavaConfig`.
-        visual_expert (str): Where the visual expert sits in the projector: "first" (Eq. 6, the
+        vision_config: CLIP vision tower, as in `LlavaConfig`.
+        text_config: Llama decoder, as in `LlavaConfig`.
+        visual_expert: Where the visual expert sits in the projector: "first" (Eq. 6, the
             paper's best), "second", "both" or "none" (Table 2).
-        language_expert_layers (str | list[int]): Blocks with a language expert: "posterior"
+        language_expert_layers: Blocks with a language expert: "posterior"
             (L // 2 .. L - 1, the paper's best), "anterior" (0 .. L // 2 - 1), "all", "none", or a
             list of block indices (Table 3); an empty list is "none".
-        language_guidance_layer (int | None): k: the language guidance is the hidden state after k
+        language_guidance_layer: k: the language guidance is the hidden state after k
             blocks, 1 <= k < L; None is L // 2 (Fig. 3). Where an expert block lies before k, all
             language experts take the merged input embeddings as guidance and k is unused.
-        language_guidance_scope (str): "token": each position's guidance generates its own expert;
+        language_guidance_scope: "token": each position's guidance generates its own expert;
             "prompt": one expert a sample, generated from its prompt. The paper leaves this open.
-        language_guidance_pooling (str): Under "prompt", how the prompt is pooled: "mean", "text"
+        language_guidance_pooling: Under "prompt", how the prompt is pooled: "mean", "text"
             (without image positions) or "last" (its last position).
-        expert_input_dim (int): m, width of the layer-specific code e(n) (Eq. 3).
-        expert_hidden_dim (int): r, width of the expert's bottleneck (Eq. 5).
-        expert_source (str): What generates the expert weights: "guided" (HyperLLaVA), "latent" (a
+        expert_input_dim: m, width of the layer-specific code e(n) (Eq. 3).
+        expert_hidden_dim: r, width of the expert's bottleneck (Eq. 5).
+        expert_source: What generates the expert weights: "guided" (HyperLLaVA), "latent" (a
             learned code a layer, Table 5's Hypernetwork+Adapter) or "static" (a plain adapter).
-        **kwargs (Any): `LlavaConfig`'s remaining fields.
+        **kwargs: `LlavaConfig`'s remaining fields.
 
     Raises:
         ValueError: If any field is invalid; the message lists every fault.
@@ -151,13 +151,13 @@ class HyperLlavaConfig(LlavaConfig):
 
     @property
     def guidance_from_embeddings(self) -> bool:
-        """Whether the language guidance is the merged input embeddings (Table 3), so k is unused."""
+        """Whether the language guidance is the merged input embeddings (Table 3); k is unused."""
         blocks = self.language_expert_blocks
         return self.expert_source == "guided" and bool(blocks) and blocks[0] < self.guidance_layer
 
     @property
     def guides_whole_samples(self) -> bool:
-        """Whether one language expert serves a whole sample (scope "prompt" with guided experts)."""
+        """Whether one language expert serves a whole sample (guided, scope "prompt")."""
         return (
             self.expert_source == "guided"
             and self.language_guidance_scope == "prompt"
@@ -178,7 +178,9 @@ class HyperLlavaConfig(LlavaConfig):
         """
         faults = [*self._choice_faults(), *self._block_faults(), *self._base_faults()]
         if faults:
-            raise ValueError("Invalid HyperLlavaConfig:\n" + "\n".join(f"- {fault}" for fault in faults))
+            raise ValueError(
+                "Invalid HyperLlavaConfig:\n" + "\n".join(f"- {fault}" for fault in faults)
+            )
 
     def _choice_faults(self) -> list[str]:
         faults = [
@@ -210,11 +212,13 @@ class HyperLlavaConfig(LlavaConfig):
                     f"{num_blocks - 1}"
                 )
             if twice:
-                faults.append(f"language_expert_layers: found {twice!r} more than once, expected each once")
+                faults.append(
+                    f"language_expert_layers: found {twice!r} more than once, expected each once"
+                )
         elif layers not in NAMED_BLOCKS:
             faults.append(
-                f"language_expert_layers: found {layers!r}, expected one of {', '.join(NAMED_BLOCKS)} "
-                "or a list of block indices"
+                f"language_expert_layers: found {layers!r}, expected one of "
+                f"{', '.join(NAMED_BLOCKS)} or a list of block indices"
             )
         return faults
 
@@ -224,16 +228,18 @@ class HyperLlavaConfig(LlavaConfig):
             found = getattr(self, name).model_type
             if found != expected:
                 faults.append(
-                    f"{name}.model_type: found {found!r}, expected {expected!r}: experts attach to the "
-                    "LLaVA-1.5 architecture"
+                    f"{name}.model_type: found {found!r}, expected {expected!r}: experts attach "
+                    "to the LLaVA-1.5 architecture"
                 )
         depth = self.vision_config.num_hidden_layers
         layer = self.vision_feature_layer
-        several = [layer] if is_count(layer) else list(layer) if isinstance(layer, (list, tuple)) else []
+        several = (
+            [layer] if is_count(layer) else list(layer) if isinstance(layer, (list, tuple)) else []
+        )
         if not several or any(not is_count(n) or not -depth - 1 <= n <= depth for n in several):
             faults.append(
-                f"vision_feature_layer: found {layer!r}, expected an integer or a list of integers "
-                f"from {-depth - 1} to {depth}, since the vision tower has {depth} layers"
+                f"vision_feature_layer: found {layer!r}, expected an integer or a list of "
+                f"integers from {-depth - 1} to {depth}, since the vision tower has {depth} layers"
             )
         return faults
 
@@ -242,8 +248,8 @@ class HyperLlavaConfig(LlavaConfig):
         """Read `config.json`; a LLaVA's is taken as a HyperLLaVA's with default experts.
 
         Args:
-            *args (Any): As in `PretrainedConfig.get_config_dict`.
-            **kwargs (Any): As in `PretrainedConfig.get_config_dict`.
+            *args: As in `PretrainedConfig.get_config_dict`.
+            **kwargs: As in `PretrainedConfig.get_config_dict`.
 
         Returns:
             tuple[dict[str, Any], dict[str, Any]]: The fields and the unused keywords.
@@ -260,8 +266,8 @@ class HyperLlavaConfig(LlavaConfig):
         """Build a configuration; expert fields given by keyword win and are checked with the rest.
 
         Args:
-            config_dict (dict[str, Any]): Fields, as in `config.json`.
-            **kwargs (Any): Overrides and options, as in `PretrainedConfig.from_dict`.
+            config_dict: Fields, as in `config.json`.
+            **kwargs: Overrides and options, as in `PretrainedConfig.from_dict`.
 
         Returns:
             Any: The configuration, with the unused keywords if `return_unused_kwargs` is set.
@@ -278,7 +284,7 @@ class HyperLlavaConfig(LlavaConfig):
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the fields that `config.json` states: what differs from default, and every expert field.
+        """Return what `config.json` states: what differs from default, and every expert field.
 
         Returns:
             dict[str, Any]: The fields as plain values.

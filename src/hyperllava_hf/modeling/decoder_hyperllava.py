@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaModel,
@@ -29,7 +30,7 @@ from .experts_hyperllava import Expert, HyperNetwork, HyperNetworkHead, apply_ex
 from .guidance_hyperllava import normalize_guidance, pool_guidance
 
 
-class ExpertInitialization:
+class ExpertInitialization(PreTrainedModel):
     """Initialises experts beside what transformers initialises.
 
     A LLaVA checkpoint lacks the experts' keys and gets them from here, so this is where a fresh
@@ -47,18 +48,23 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
     """A Llama block that may carry a language expert.
 
     Args:
-        config (Any): Llama configuration.
-        hyperllava_config (Any): `HyperLlavaConfig`, which places and sizes the experts.
-        layer_idx (int): Index of the block, from 0.
+        config: Llama configuration.
+        hyperllava_config: `HyperLlavaConfig`, which places and sizes the experts.
+        layer_idx: Index of the block, from 0.
     """
 
     def __init__(self, config: Any, hyperllava_config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.layer_idx = layer_idx
-        self.language_expert = None
+        self.language_expert: Any = None
         if layer_idx in hyperllava_config.language_expert_blocks:
-            width, dims = config.hidden_size, (hyperllava_config.expert_input_dim, hyperllava_config.expert_hidden_dim)
-            self.language_expert = Expert(hyperllava_config.expert_source, width, width, width, *dims)
+            width, dims = (
+                config.hidden_size,
+                (hyperllava_config.expert_input_dim, hyperllava_config.expert_hidden_dim),
+            )
+            self.language_expert = Expert(
+                hyperllava_config.expert_source, width, width, width, *dims
+            )
 
     def forward(
         self,
@@ -74,15 +80,15 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
         """Run the block.
 
         Args:
-            hidden_states (torch.Tensor): Residual stream (B, L, D).
-            *expert_inputs (torch.Tensor): Guidance (B, D) or (B, L, D) and the HyperNetwork's
+            hidden_states: Residual stream (B, L, D).
+            *expert_inputs: Guidance (B, D) or (B, L, D) and the HyperNetwork's
                 tensors; empty where the cache carries this block's weights, or no expert is used.
-            use_expert (bool): Whether the block's language expert acts.
-            attention_mask (Any): Prepared causal mask.
-            position_ids (torch.Tensor | None): Positions (1 or B, L).
-            past_key_values (Cache | None): Cache.
-            position_embeddings (tuple[torch.Tensor, torch.Tensor] | None): Rotary cos and sin.
-            **kwargs (Any): Passed to the attention.
+            use_expert: Whether the block's language expert acts.
+            attention_mask: Prepared causal mask.
+            position_ids: Positions (1 or B, L).
+            past_key_values: Cache.
+            position_embeddings: Rotary cos and sin.
+            **kwargs: Passed to the attention.
 
         Returns:
             torch.Tensor: Residual stream (B, L, D).
@@ -119,8 +125,8 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
     """Llama's decoder whose blocks may carry language experts.
 
     Args:
-        config (Any): Llama configuration.
-        hyperllava_config (Any): `HyperLlavaConfig`, which places and sizes the experts.
+        config: Llama configuration.
+        hyperllava_config: `HyperLlavaConfig`, which places and sizes the experts.
     """
 
     _no_split_modules = ["HyperLlavaDecoderLayer"]
@@ -133,7 +139,8 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width, self.padding_idx)
         self.layers = nn.ModuleList(
-            HyperLlavaDecoderLayer(config, hyperllava_config, n) for n in range(config.num_hidden_layers)
+            HyperLlavaDecoderLayer(config, hyperllava_config, n)
+            for n in range(config.num_hidden_layers)
         )
         self.norm = LlamaRMSNorm(width, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
@@ -143,9 +150,11 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
         self.guides_whole_samples = hyperllava_config.guides_whole_samples
         self.guidance_pooling = hyperllava_config.language_guidance_pooling
         # Hidden state 0 is the input embeddings; a learned code can be read from there on too.
-        reads_hidden_state = self.expert_source == "guided" and not hyperllava_config.guidance_from_embeddings
+        reads_hidden_state = (
+            self.expert_source == "guided" and not hyperllava_config.guidance_from_embeddings
+        )
         self.guidance_layer = hyperllava_config.guidance_layer if reads_hidden_state else 0
-        self.language_expert = None
+        self.language_expert: Any = None
         if self.expert_blocks and hyperllava_config.expert_source != "static":
             dims = (hyperllava_config.expert_input_dim, hyperllava_config.expert_hidden_dim)
             self.language_expert = HyperNetwork([(width, width)], *dims)
@@ -168,16 +177,16 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
         """Run the decoder.
 
         Args:
-            input_ids (torch.Tensor | None): Token ids (B, L); exactly one of these and embeddings.
-            attention_mask (Any): Mask in any form that transformers takes.
-            position_ids (torch.Tensor | None): Positions (1 or B, L).
-            past_key_values (Cache | None): Cache.
-            inputs_embeds (torch.Tensor | None): Merged embeddings (B, L, D).
-            cache_position (torch.Tensor | None): Positions of the inputs in the cache (L,).
-            use_cache (bool | None): Whether to return a cache.
-            guidance_mask (torch.Tensor | None): Scope "prompt": positions (B, L) to pool, of a new
+            input_ids: Token ids (B, L); exactly one of these and embeddings.
+            attention_mask: Mask in any form that transformers takes.
+            position_ids: Positions (1 or B, L).
+            past_key_values: Cache.
+            inputs_embeds: Merged embeddings (B, L, D).
+            cache_position: Positions of the inputs in the cache (L,).
+            use_cache: Whether to return a cache.
+            guidance_mask: Scope "prompt": positions (B, L) to pool, of a new
                 prompt; None where the cache carries the weights.
-            **kwargs (Any): Passed to the blocks.
+            **kwargs: Passed to the blocks.
 
         Returns:
             BaseModelOutputWithPast: Last hidden state (B, L, D) and the cache.
@@ -186,18 +195,27 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
             ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Found both or neither of input_ids and inputs_embeds, expected exactly one.")
+            raise ValueError(
+                "Found both or neither of input_ids and inputs_embeds, expected exactly one."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if cache_position is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            cache_position = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+            cache_position = (
+                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+            )
         if position_ids is None:
             position_ids = cache_position.unsqueeze(0)
         causal_mask = build_causal_mask(
-            self.config, inputs_embeds, attention_mask, cache_position, past_key_values, position_ids
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            cache_position,
+            past_key_values,
+            position_ids,
         )
         block_kwargs = {
             "attention_mask": causal_mask,
@@ -214,7 +232,10 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
         )
 
     def _run_blocks(
-        self, hidden_states: torch.Tensor, guidance_mask: torch.Tensor | None, block_kwargs: dict[str, Any]
+        self,
+        hidden_states: torch.Tensor,
+        guidance_mask: torch.Tensor | None,
+        block_kwargs: dict[str, Any],
     ) -> torch.Tensor:
         cache = block_kwargs["past_key_values"]
         is_new = True
@@ -229,7 +250,9 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
             if n == self.guidance_layer and is_new and self.experts_enabled:
                 expert_inputs = self._build_expert_inputs(hidden_states, guidance_mask)
             if n in self.expert_blocks and self.experts_enabled:
-                hidden_states = layer(hidden_states, *expert_inputs, use_expert=True, **block_kwargs)
+                hidden_states = layer(
+                    hidden_states, *expert_inputs, use_expert=True, **block_kwargs
+                )
             else:
                 hidden_states = layer(hidden_states, **block_kwargs)
         return hidden_states
@@ -243,6 +266,6 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
         guidance = hidden_states.new_zeros(0)
         if self.expert_source == "guided":
             guidance = normalize_guidance(hidden_states)  # (B, L, D)
-            if self.guides_whole_samples:
+            if guidance_mask is not None:
                 guidance = pool_guidance(guidance, guidance_mask, self.guidance_pooling)  # (B, D)
         return guidance, *self.language_expert()

@@ -19,6 +19,8 @@ affine in e, so W_d(e) x = sum_k e_k (W2_k x) + (B2 + b) x, two dense products a
 Dimensions: B samples, L positions, M code (`expert_input_dim`), R bottleneck (`expert_hidden_dim`).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -38,10 +40,10 @@ class HyperNetworkHead(nn.Module):
     """W2 and B2 of one shape of expert.
 
     Args:
-        input_dim (int): D_in of the experts.
-        output_dim (int): D_out of the experts.
-        code_dim (int): M.
-        hidden_dim (int): R.
+        input_dim: D_in of the experts.
+        output_dim: D_out of the experts.
+        code_dim: M.
+        hidden_dim: R.
     """
 
     def __init__(self, input_dim: int, output_dim: int, code_dim: int, hidden_dim: int) -> None:
@@ -72,22 +74,24 @@ class HyperNetwork(nn.Module):
     """The HyperNetwork of one modality (Eq. 4): W1 and B1, with W2 and B2 once a shape.
 
     Args:
-        shapes (list[tuple[int, int]]): Distinct (D_in, D_out) of the modality's experts.
-        code_dim (int): M.
-        hidden_dim (int): R.
+        shapes: Distinct (D_in, D_out) of the modality's experts.
+        code_dim: M.
+        hidden_dim: R.
     """
 
     def __init__(self, shapes: list[tuple[int, int]], code_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.hidden_weight = nn.Parameter(torch.empty(code_dim, code_dim))
         self.hidden_bias = nn.Parameter(torch.empty(code_dim))
-        self.heads = nn.ModuleList(HyperNetworkHead(*shape, code_dim, hidden_dim) for shape in shapes)
+        self.heads = nn.ModuleList(
+            HyperNetworkHead(*shape, code_dim, hidden_dim) for shape in shapes
+        )
 
     def forward(self, head: int = 0) -> tuple[torch.Tensor, ...]:
         """Return the tensors that generate the experts of one shape.
 
         Args:
-            head (int): Index of the shape.
+            head: Index of the shape.
 
         Returns:
             tuple[torch.Tensor, ...]: W1 (M, M), B1 (M,), then `HyperNetworkHead.forward`'s four.
@@ -104,12 +108,12 @@ class Expert(nn.Module):
     """What one modelled layer n owns: its encoder E_n (or learned code) and its bias b(n).
 
     Args:
-        source (str): `expert_source`: "guided", "latent" or "static".
-        guidance_dim (int): Width of the guidance.
-        input_dim (int): D_in.
-        output_dim (int): D_out.
-        code_dim (int): M.
-        hidden_dim (int): R.
+        source: `expert_source`: "guided", "latent" or "static".
+        guidance_dim: Width of the guidance.
+        input_dim: D_in.
+        output_dim: D_out.
+        code_dim: M.
+        hidden_dim: R.
     """
 
     def __init__(
@@ -132,15 +136,15 @@ class Expert(nn.Module):
         self.bias_up = nn.Parameter(torch.empty(hidden_dim, output_dim))
 
     def forward(
-        self, dtype: torch.dtype, guidance: torch.Tensor | None = None, *hypernetwork: torch.Tensor
+        self, dtype: torch.dtype, guidance: Any = None, *hypernetwork: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Generate the expert's weights (Eq. 3-4), accumulated in fp32 and returned in `dtype`.
 
         Args:
-            dtype (torch.dtype): Of the activations that the expert will read.
-            guidance (torch.Tensor | None): One a sample (B, D_g) or one a position (B, L, D_g),
+            dtype: Of the activations that the expert will read.
+            guidance: One a sample (B, D_g) or one a position (B, L, D_g),
                 fp32; read by source "guided" only.
-            *hypernetwork (torch.Tensor): `HyperNetwork.forward`'s tensors; none for "static".
+            *hypernetwork: `HyperNetwork.forward`'s tensors; none for "static".
 
         Returns:
             tuple[torch.Tensor, ...]: For `apply_expert`: (W_d, W_u) of shapes (2R, D_in) and
@@ -153,14 +157,18 @@ class Expert(nn.Module):
         # Autocast would round the code to 8 bits of mantissa before the long sum over M.
         with torch.autocast(device_type=hidden_weight.device.type, enabled=False):
             if self.source == "guided":
-                code = nn.functional.linear(guidance, self.encoder_weight.float(), self.encoder_bias.float())
+                code = nn.functional.linear(
+                    guidance, self.encoder_weight.float(), self.encoder_bias.float()
+                )
             else:
                 code = self.latent.float()
             code = nn.functional.linear(code, hidden_weight.float(), hidden_bias.float())
             bias_down = bias_down.float() + self.bias_down.float()
             bias_up = bias_up.float() + self.bias_up.float()
             if code.ndim == 3:
-                return tuple(t.to(dtype) for t in (code, weight_down, bias_down, weight_up, bias_up))
+                return tuple(
+                    t.to(dtype) for t in (code, weight_down, bias_down, weight_up, bias_up)
+                )
             down = torch.tensordot(code, weight_down.float(), dims=1) + bias_down  # (B, 2R, D_in)
             up = torch.tensordot(code, weight_up.float(), dims=1) + bias_up  # (B, R, D_out)
         return down.to(dtype), up.to(dtype)
@@ -184,7 +192,7 @@ def swiglu(gate_value: torch.Tensor) -> torch.Tensor:
     """Gate the second half of the last dimension by the first: silu(gate) * value.
 
     Args:
-        gate_value (torch.Tensor): (..., 2R).
+        gate_value: (..., 2R).
 
     Returns:
         torch.Tensor: (..., R).
@@ -197,8 +205,8 @@ def apply_expert(hidden_states: torch.Tensor, *weights: torch.Tensor) -> torch.T
     """Apply generated weights: E_M(x) = W_u SwiGLU(W_d x) (Eq. 5).
 
     Args:
-        hidden_states (torch.Tensor): x (B, L, D_in).
-        *weights (torch.Tensor): What `Expert.forward` returned.
+        hidden_states: x (B, L, D_in).
+        *weights: What `Expert.forward` returned.
 
     Returns:
         torch.Tensor: The update (B, L, D_out).

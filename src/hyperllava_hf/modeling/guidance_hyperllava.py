@@ -17,13 +17,19 @@ logger = logging.get_logger(__name__)
 
 GUIDANCE_EPS = 1e-6
 
+PROMPT_UNKNOWN = (
+    "language_guidance_scope='prompt': no guidance_mask was given, so every attended position "
+    "counts as the prompt. If the input holds an answer too, pass guidance_mask, 1 on the prompt, or the "
+    "answer steers its own experts."
+)
+
 
 def normalize_guidance(features: torch.Tensor, eps: float = GUIDANCE_EPS) -> torch.Tensor:
     """Scale each position to unit root mean square: x / sqrt(mean(x^2) + eps), in fp32.
 
     Args:
-        features (torch.Tensor): Hidden states, input embeddings or visual features (..., D).
-        eps (float): Added to the mean square.
+        features: Hidden states, input embeddings or visual features (..., D).
+        eps: Added to the mean square.
 
     Returns:
         torch.Tensor: Guidance (..., D) in fp32; gradient flows through.
@@ -36,9 +42,9 @@ def pool_guidance(guidance: torch.Tensor, mask: torch.Tensor, pooling: str) -> t
     """Pool guidance over the marked positions of each row.
 
     Args:
-        guidance (torch.Tensor): Normalised guidance (B, L, D).
-        mask (torch.Tensor): Positions to pool (B, L), boolean.
-        pooling (str): "mean" and "text" average (for "text" the mask has no image positions),
+        guidance: Normalised guidance (B, L, D).
+        mask: Positions to pool (B, L), boolean.
+        pooling: "mean" and "text" average (for "text" the mask has no image positions),
             "last" takes the last marked position.
 
     Returns:
@@ -60,7 +66,7 @@ def prompt_before_labels(labels: torch.Tensor) -> torch.Tensor:
     Position 0 has no prediction before it, so a label there starts no answer.
 
     Args:
-        labels (torch.Tensor): Labels (B, L), -100 where nothing is supervised.
+        labels: Labels (B, L), -100 where nothing is supervised.
 
     Returns:
         torch.Tensor: Mask (B, L), boolean; all of a row that supervises nothing.
@@ -70,14 +76,16 @@ def prompt_before_labels(labels: torch.Tensor) -> torch.Tensor:
     return supervised.cumsum(-1) == 0
 
 
-def find_attended(attention_mask: Any, batch_size: int, length: int, device: Any) -> torch.Tensor | None:
+def find_attended(
+    attention_mask: Any, batch_size: int, length: int, device: Any
+) -> torch.Tensor | None:
     """Read the attended positions of a fresh prompt off an attention mask.
 
     Args:
-        attention_mask (Any): None, a 2-D mask (B, >= L), or a prepared mask of another form.
-        batch_size (int): B.
-        length (int): L, positions of the prompt.
-        device (Any): Device of the result.
+        attention_mask: None, a 2-D mask (B, >= L), or a prepared mask of another form.
+        batch_size: B.
+        length: L, positions of the prompt.
+        device: Device of the result.
 
     Returns:
         torch.Tensor | None: Mask (B, L), boolean; None where the form does not tell.
@@ -98,10 +106,10 @@ def raise_if_packed(
     """Refuse calls that lay several samples into one row: one expert a sample cannot serve them.
 
     Args:
-        attn_implementation (str | None): The decoder's attention implementation.
-        position_ids (torch.Tensor | None): Positions (1 or B, L), if the caller gave them.
-        attended (torch.Tensor | None): Mask (B, L) of attended positions, where known.
-        kwargs (dict[str, Any]): The call's remaining keywords.
+        attn_implementation: The decoder's attention implementation.
+        position_ids: Positions (1 or B, L), if the caller gave them.
+        attended: Mask (B, L) of attended positions, where known.
+        kwargs: The call's remaining keywords.
 
     Raises:
         ValueError: If the call is packed.
@@ -137,10 +145,10 @@ def build_prompt_mask(
     """Mark the positions over which scope "prompt" pools its guidance.
 
     Args:
-        guidance_mask (torch.Tensor | None): The caller's prompt (B, L), or None for all positions.
-        attended (torch.Tensor | None): Attended positions (B, L), None where unknown.
-        is_image (torch.Tensor | None): Image positions (B, L), None where unknown.
-        pooling (str): `language_guidance_pooling`.
+        guidance_mask: The caller's prompt (B, L), or None for all positions.
+        attended: Attended positions (B, L), None where unknown.
+        is_image: Image positions (B, L), None where unknown.
+        pooling: `language_guidance_pooling`.
 
     Returns:
         torch.Tensor: Mask (B, L), boolean.
@@ -148,34 +156,31 @@ def build_prompt_mask(
     Raises:
         ValueError: If the positions cannot be told, or shapes differ.
     """
-    if guidance_mask is None and attended is None:
-        raise ValueError(
-            "Found an attention mask of a prepared form, from which the prompt cannot be read under "
-            "language_guidance_scope='prompt'. Pass guidance_mask (batch, length), 1 on the prompt."
-        )
-    if guidance_mask is None:
-        mask = attended
-        if not torch.compiler.is_compiling():
-            logger.warning_once(
-                "language_guidance_scope='prompt': no guidance_mask was given, so every attended position "
-                "counts as the prompt. If the input holds an answer too, pass guidance_mask, 1 on the "
-                "prompt, or the answer steers its own experts."
-            )
-    else:
+    if guidance_mask is not None:
         mask = guidance_mask.bool()
         if attended is not None:
             if mask.shape != attended.shape:
                 raise ValueError(
-                    f"guidance_mask: found shape {tuple(mask.shape)}, expected {tuple(attended.shape)}, "
-                    "one entry a position of the prompt."
+                    f"guidance_mask: found shape {tuple(mask.shape)}, expected "
+                    f"{tuple(attended.shape)}, one entry a position of the prompt."
                 )
             mask = mask.to(attended.device) & attended
+    elif attended is not None:
+        mask = attended
+        if not torch.compiler.is_compiling():
+            logger.warning_once(PROMPT_UNKNOWN)
+    else:
+        raise ValueError(
+            "Found an attention mask of a prepared form, from which the prompt cannot be read "
+            "under language_guidance_scope='prompt'. Pass guidance_mask (batch, length), 1 on "
+            "the prompt."
+        )
     if pooling == "text" and is_image is not None:
         text = mask & ~is_image.to(mask.device)
         mask = torch.where(text.any(-1, keepdim=True), text, mask)
     if not torch.compiler.is_compiling() and not bool(mask.any(-1).all()):
         logger.warning_once(
-            "language_guidance_scope='prompt': a row has an empty prompt; its guidance is 0. Check "
-            "guidance_mask, labels and attention_mask."
+            "language_guidance_scope='prompt': a row has an empty prompt; its guidance is 0. "
+            "Check guidance_mask, labels and attention_mask."
         )
     return mask

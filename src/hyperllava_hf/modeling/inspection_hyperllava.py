@@ -11,7 +11,9 @@ import torch
 from .experts_hyperllava import Expert
 
 
-def _materialize(weights: tuple[torch.Tensor, ...], position: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _materialize(
+    weights: tuple[torch.Tensor, ...], position: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     if len(weights) == 5:
         code, weight_down, bias_down, weight_up, bias_up = weights
         code = code[:, position]  # (B, M)
@@ -29,15 +31,18 @@ def collect_expert_weights(
     """Run a forward and collect what each expert generated.
 
     Args:
-        model (Any): A HyperLLaVA, with or without head.
-        position (int): Position of the language experts under scope "token".
-        inputs (dict[str, Any]): The call's arguments, without a filled cache.
+        model: A HyperLLaVA, with or without head.
+        position: Position of the language experts under scope "token".
+        inputs: The call's arguments, without a filled cache.
 
     Returns:
         dict[str, dict[Any, tuple[torch.Tensor, torch.Tensor]]]: `visual` by site and `language` by
             block, each (W_d, W_u).
     """
-    collected: dict[str, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = {"visual": {}, "language": {}}
+    collected: dict[str, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = {
+        "visual": {},
+        "language": {},
+    }
 
     def catch(kind: str, name: Any) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -49,7 +54,9 @@ def collect_expert_weights(
         for path, module in model.named_modules():
             if isinstance(module, Expert):
                 *_, owner, name = path.split(".")
-                kind, key = ("visual", name) if owner == "visual_expert" else ("language", int(owner))
+                kind, key = (
+                    ("visual", name) if owner == "visual_expert" else ("language", int(owner))
+                )
                 stack.callback(module.register_forward_hook(catch(kind, key)).remove)
         model(**inputs)
     return collected

@@ -1,8 +1,8 @@
 """HyperLLaVA (arXiv 2403.13447): LLaVA whose projector and decoder get weights made for each input.
 
-The base model is transformers' own LLaVA; this file adds the experts to it: the visual expert in the
-projector, the language experts in the decoder, and the rules by which scope "prompt" finds the
-prompt that steers them. With experts switched off, or freshly initialised, the model is
+The base model is transformers' own LLaVA; this file adds the experts to it: the visual expert in
+the projector, the language experts in the decoder, and the rules by which scope "prompt" finds
+the prompt that steers them. With experts switched off, or freshly initialised, the model is
 LlavaForConditionalGeneration, bit for bit.
 
 Unusual: guidance is never kept in a module. It travels as an argument (`guidance_mask`) or, once
@@ -39,8 +39,8 @@ def continues_cache(past_key_values: Any, length: int) -> bool:
     """Tell whether a call continues a filled cache or starts a new prompt.
 
     Args:
-        past_key_values (Any): Cache or None.
-        length (int): L, positions of the call.
+        past_key_values: Cache or None.
+        length: L, positions of the call.
 
     Returns:
         bool: True if the cache holds positions.
@@ -70,7 +70,9 @@ class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat):
         Yields:
             None: Nothing.
         """
-        switched = [module for module in self.modules() if getattr(module, "experts_enabled", False)]
+        switched = [
+            module for module in self.modules() if getattr(module, "experts_enabled", False)
+        ]
         for module in switched:
             module.experts_enabled = False
         try:
@@ -83,8 +85,8 @@ class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat):
         """Generate the experts of an input, to look at.
 
         Args:
-            position (int): Which position's language experts to return under scope "token".
-            **inputs (Any): The call's arguments, as from the processor.
+            position: Which position's language experts to return under scope "token".
+            **inputs: The call's arguments, as from the processor.
 
         Returns:
             dict[str, dict[Any, Any]]: `visual` by site ("first", "second") and `language` by block
@@ -98,7 +100,7 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
     """HyperLLaVA without a language modelling head.
 
     Args:
-        config (HyperLlavaConfig): Configuration.
+        config: Configuration.
 
     Raises:
         ValueError: If the configuration is invalid.
@@ -114,7 +116,9 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         super(LlavaModel, self).__init__(config)
         self.vision_tower = nest_vision_tower(AutoModel.from_config(config.vision_config))
         self.multi_modal_projector = HyperLlavaMultiModalProjector(config)
-        self.language_model = HyperLlavaTextModel._from_config(config.text_config, hyperllava_config=config)
+        self.language_model = HyperLlavaTextModel._from_config(
+            config.text_config, hyperllava_config=config
+        )
         self.post_init()
 
     def forward(
@@ -131,14 +135,14 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         """Encode images, project them with the visual expert, merge, run the decoder.
 
         Args:
-            input_ids (torch.Tensor | None): Token ids (B, L); exactly one of these and embeddings.
-            pixel_values (torch.Tensor | None): Images (N, 3, height, width).
-            attention_mask (Any): 1 on attended positions (B, L), or a prepared mask.
-            position_ids (torch.Tensor | None): Positions (1 or B, L).
-            past_key_values (Any): Cache; under scope "prompt" it carries the generated weights.
-            inputs_embeds (torch.Tensor | None): Embeddings (B, L, D).
-            guidance_mask (torch.Tensor | None): Scope "prompt": 1 on the prompt (B, L).
-            **kwargs (Any): As in `LlavaModel.forward`.
+            input_ids: Token ids (B, L); exactly one of these and embeddings.
+            pixel_values: Images (N, 3, height, width).
+            attention_mask: 1 on attended positions (B, L), or a prepared mask.
+            position_ids: Positions (1 or B, L).
+            past_key_values: Cache; under scope "prompt" it carries the generated weights.
+            inputs_embeds: Embeddings (B, L, D).
+            guidance_mask: Scope "prompt": 1 on the prompt (B, L).
+            **kwargs: As in `LlavaModel.forward`.
 
         Returns:
             Any: As `LlavaModel.forward`.
@@ -147,8 +151,7 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
             ValueError: Under scope "prompt", if the call is packed, continues a cache that carries
                 no weights, or gives `guidance_mask` beside a filled cache.
         """
-        text_model = self.get_decoder()
-        if text_model.guides_whole_samples and text_model.experts_enabled:
+        if self.guides_whole_samples:
             inputs = input_ids if input_ids is not None else inputs_embeds
             kwargs["guidance_mask"] = self._find_prompt(
                 inputs, attention_mask, position_ids, past_key_values, guidance_mask, kwargs
@@ -162,6 +165,11 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+
+    @property
+    def guides_whole_samples(self) -> bool:
+        """Whether calls are guided by whole samples just now: scope "prompt", experts on."""
+        return self.language_model.guides_whole_samples and self.language_model.experts_enabled
 
     def _find_prompt(
         self,
@@ -191,23 +199,24 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         """Check that a filled cache, and nothing else, says what steers this conversation.
 
         Args:
-            past_key_values (Any): A filled cache.
-            guidance_mask (torch.Tensor | None): What the caller gave.
+            past_key_values: A filled cache.
+            guidance_mask: What the caller gave.
 
         Raises:
             ValueError: If a mask was given too, or the cache carries no weights.
         """
         if guidance_mask is not None:
             raise ValueError(
-                "Found guidance_mask beside a filled cache: under language_guidance_scope='prompt' a "
-                "conversation's guidance is that of its first prompt, which the cache carries. Leave "
-                "guidance_mask out, or start without a cache."
+                "Found guidance_mask beside a filled cache: under "
+                "language_guidance_scope='prompt' a conversation's guidance is that of its first "
+                "prompt, which the cache carries. Leave guidance_mask out, or start without a "
+                "cache."
             )
         if get_carried(past_key_values) is None:
             raise ValueError(
-                "Found a filled cache that carries no language expert weights, expected one that this "
-                "model filled with its experts on (language_guidance_scope='prompt'). Run the prompt "
-                "through the model again with an empty cache."
+                "Found a filled cache that carries no language expert weights, expected one that "
+                "this model filled with its experts on (language_guidance_scope='prompt'). Run "
+                "the prompt through the model again with an empty cache."
             )
 
 
@@ -215,7 +224,7 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
     """HyperLLaVA with its language modelling head.
 
     Args:
-        config (HyperLlavaConfig): Configuration.
+        config: Configuration.
 
     Raises:
         ValueError: If the configuration is invalid.
@@ -226,7 +235,9 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
     def __init__(self, config: Any) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = HyperLlavaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(
+            config.text_config.hidden_size, config.text_config.vocab_size, bias=False
+        )
         self.post_init()
 
     def forward(
@@ -249,21 +260,21 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         """Run the model and score the next tokens.
 
         Args:
-            input_ids (torch.Tensor | None): Token ids (B, L); exactly one of these and embeddings.
-            pixel_values (torch.Tensor | None): Images (N, 3, height, width).
-            attention_mask (Any): 1 on attended positions (B, L), or a prepared mask.
-            position_ids (torch.Tensor | None): Positions (1 or B, L).
-            past_key_values (Any): Cache; under scope "prompt" it carries the generated weights.
-            inputs_embeds (torch.Tensor | None): Embeddings (B, L, D).
-            vision_feature_layer (int | list[int] | None): Overrides the configuration's.
-            vision_feature_select_strategy (str | None): Overrides the configuration's.
-            labels (torch.Tensor | None): Labels (B, L), -100 where nothing is supervised. Under
+            input_ids: Token ids (B, L); exactly one of these and embeddings.
+            pixel_values: Images (N, 3, height, width).
+            attention_mask: 1 on attended positions (B, L), or a prepared mask.
+            position_ids: Positions (1 or B, L).
+            past_key_values: Cache; under scope "prompt" it carries the generated weights.
+            inputs_embeds: Embeddings (B, L, D).
+            vision_feature_layer: Overrides the configuration's.
+            vision_feature_select_strategy: Overrides the configuration's.
+            labels: Labels (B, L), -100 where nothing is supervised. Under
                 scope "prompt" the positions before the first supervised one are the prompt.
-            logits_to_keep (int | torch.Tensor): Positions to score, 0 for all.
-            image_sizes (torch.Tensor | None): As in LLaVA.
-            mm_encoder_outputs (dict[str, Any] | None): Encoded images (transformers 5).
-            guidance_mask (torch.Tensor | None): Scope "prompt": 1 on the prompt (B, L).
-            **kwargs (Any): As in `LlavaForConditionalGeneration.forward`.
+            logits_to_keep: Positions to score, 0 for all.
+            image_sizes: As in LLaVA.
+            mm_encoder_outputs: Encoded images (transformers 5).
+            guidance_mask: Scope "prompt": 1 on the prompt (B, L).
+            **kwargs: As in `LlavaForConditionalGeneration.forward`.
 
         Returns:
             Any: As `LlavaForConditionalGeneration.forward`.
@@ -271,7 +282,7 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         if (
             guidance_mask is None
             and labels is not None
-            and self.config.guides_whole_samples
+            and self.model.guides_whole_samples
             and not continues_cache(past_key_values, labels.shape[1])
         ):
             guidance_mask = prompt_before_labels(labels)
@@ -299,9 +310,9 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         """Generate answers.
 
         Args:
-            inputs (Any): As in `GenerationMixin.generate`.
-            generation_config (Any): As in `GenerationMixin.generate`.
-            **kwargs (Any): As in `GenerationMixin.generate`; `guidance_mask` marks the first prompt
+            inputs: As in `GenerationMixin.generate`.
+            generation_config: As in `GenerationMixin.generate`.
+            **kwargs: As in `GenerationMixin.generate`; `guidance_mask` marks the first prompt
                 of a history under scope "prompt".
 
         Returns:
@@ -312,11 +323,12 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         """
         config = generation_config if generation_config is not None else self.generation_config
         chunk_size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        if chunk_size is not None and self.config.guides_whole_samples:
+        if chunk_size is not None and self.model.guides_whole_samples:
             raise ValueError(
-                f"Found prefill_chunk_size={chunk_size}: under language_guidance_scope='prompt' the whole "
-                "prompt steers its experts, so it cannot be read in chunks. Leave prefill_chunk_size out, "
-                "or use a checkpoint with language_guidance_scope='token'."
+                f"Found prefill_chunk_size={chunk_size}: under language_guidance_scope='prompt' "
+                "the whole prompt steers its experts, so it cannot be read in chunks. Leave "
+                "prefill_chunk_size out, or use a checkpoint with "
+                "language_guidance_scope='token'."
             )
         return super().generate(inputs, generation_config, **kwargs)
 
@@ -328,17 +340,23 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         # The one place that sees the prompt before any candidate token is appended to it.
-        if self.config.guides_whole_samples:
+        if self.model.guides_whole_samples:
             embeds = model_kwargs.get("inputs_embeds")
-            prompt = embeds if embeds is not None else input_ids
+            prompt: Any = embeds if embeds is not None else input_ids
             cache, given = model_kwargs.get("past_key_values"), model_kwargs.get("guidance_mask")
             if continues_cache(cache, prompt.shape[1]):
                 self.model.check_continuation(cache, given)
             elif given is None:
                 mask = model_kwargs.get("attention_mask")
-                model_kwargs["guidance_mask"] = find_attended(mask, *prompt.shape[:2], prompt.device)
+                batch_size, length = prompt.shape[:2]
+                model_kwargs["guidance_mask"] = find_attended(
+                    mask, batch_size, length, prompt.device
+                )
         return super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
         )
 
     def prepare_inputs_for_generation(
@@ -347,10 +365,10 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         """Prepare one step's inputs; the prompt is marked in the first step alone.
 
         Args:
-            input_ids (Any): Tokens so far (B, L).
-            *args (Any): As in `GenerationMixin.prepare_inputs_for_generation`.
-            guidance_mask (torch.Tensor | None): 1 on the prompt (B, L of the prompt).
-            **kwargs (Any): As in `GenerationMixin.prepare_inputs_for_generation`.
+            input_ids: Tokens so far (B, L).
+            *args: As in `GenerationMixin.prepare_inputs_for_generation`.
+            guidance_mask: 1 on the prompt (B, L of the prompt).
+            **kwargs: As in `GenerationMixin.prepare_inputs_for_generation`.
 
         Returns:
             dict[str, Any]: Arguments of `forward`.
@@ -359,7 +377,7 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         inputs = model_inputs.get("inputs_embeds")
         inputs = model_inputs["input_ids"] if inputs is None else inputs
         is_first = not continues_cache(model_inputs.get("past_key_values"), inputs.shape[1])
-        if guidance_mask is not None and self.config.guides_whole_samples and is_first:
+        if guidance_mask is not None and self.model.guides_whole_samples and is_first:
             # Without a cache, or with candidates appended, the step is longer than the prompt.
             missing = inputs.shape[1] - guidance_mask.shape[1]
             model_inputs["guidance_mask"] = nn.functional.pad(guidance_mask, (0, missing))

@@ -25,7 +25,7 @@ class VisualExpert(nn.Module):
     """The experts of the projector and the HyperNetwork that they share.
 
     Args:
-        config (Any): `HyperLlavaConfig`.
+        config: `HyperLlavaConfig`.
     """
 
     def __init__(self, config: Any) -> None:
@@ -36,35 +36,39 @@ class VisualExpert(nn.Module):
         distinct = list(dict.fromkeys(shapes[site] for site in sites))
         self.heads = {site: distinct.index(shapes[site]) for site in sites}
         dims = (config.expert_input_dim, config.expert_hidden_dim)
-        self.hypernetwork = None
+        self.hypernetwork: Any = None
         if config.expert_source != "static":
             self.hypernetwork = HyperNetwork(distinct, *dims)
         self.first, self.second = (
-            Expert(config.expert_source, features_dim, *shapes[site], *dims) if site in sites else None
+            Expert(config.expert_source, features_dim, *shapes[site], *dims)
+            if site in sites
+            else None
             for site in ("first", "second")
         )
 
-    def forward(self, site: str, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, site: str, hidden_states: torch.Tensor, guidance: torch.Tensor
+    ) -> torch.Tensor:
         """Compute the update of one expert.
 
         Args:
-            site (str): "first" or "second".
-            hidden_states (torch.Tensor): The expert's input (N, P, D_in).
-            guidance (torch.Tensor): One vector an image (N, D_v), fp32.
+            site: "first" or "second".
+            hidden_states: The expert's input (N, P, D_in).
+            guidance: One vector an image (N, D_v), fp32.
 
         Returns:
             torch.Tensor: The update (N, P, D).
         """
         shared = () if self.hypernetwork is None else self.hypernetwork(self.heads[site])
-        expert = self.first if site == "first" else self.second
-        return apply_expert(hidden_states, *expert(hidden_states.dtype, guidance, *shared))
+        weights = getattr(self, site)(hidden_states.dtype, guidance, *shared)
+        return apply_expert(hidden_states, *weights)
 
 
 class HyperLlavaMultiModalProjector(LlavaMultiModalProjector):
     """The projector; without its expert it is LLaVA's, bit for bit.
 
     Args:
-        config (Any): `HyperLlavaConfig`.
+        config: `HyperLlavaConfig`.
     """
 
     def __init__(self, config: Any) -> None:
@@ -78,7 +82,7 @@ class HyperLlavaMultiModalProjector(LlavaMultiModalProjector):
         """Project visual features into the decoder's embedding space.
 
         Args:
-            image_features (torch.Tensor): f_V (N, P, D_v).
+            image_features: f_V (N, P, D_v).
 
         Returns:
             torch.Tensor: V (N, P, D).
