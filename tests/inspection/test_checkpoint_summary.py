@@ -23,8 +23,8 @@ def test_counts_are_those_of_the_loaded_model(tiny_checkpoint: Path) -> None:
     assert summary.num_parameters == model.num_parameters()
     experts = [p.numel() for name, p in model.named_parameters() if "expert." in name]
     assert summary.num_expert_parameters == sum(experts)
-    tower = model.model.vision_tower.num_parameters()
-    assert summary.parameters["vision tower"] == tower
+    tower = [p.numel() for p in model.model.vision_tower.parameters()]
+    assert summary.parameters["vision tower"] == sum(tower)
 
 
 def test_weights_are_not_loaded(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

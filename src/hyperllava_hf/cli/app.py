@@ -12,10 +12,11 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
+from hyperllava_hf import __version__
 
 COMMANDS = ("ask", "inspect")
 
@@ -29,7 +30,7 @@ ParserError = typer.BadParameter.__mro__[2]
 def print_version(wanted: bool) -> None:
     """Print the package's version and stop."""
     if wanted:
-        typer.echo(f"hyperllava {version('hyperllava-hf')}")
+        typer.echo(f"hyperllava {__version__}")
         raise typer.Exit
 
 
