@@ -9,12 +9,13 @@ from transformers import (
     AutoProcessor,
 )
 
-from hyperllava_hf.modeling import (
-    HyperLlavaConfig,
+from hyperllava_hf.modeling.configuration_hyperllava import HyperLlavaConfig
+from hyperllava_hf.modeling.modeling_hyperllava import (
     HyperLlavaForConditionalGeneration,
     HyperLlavaModel,
 )
-from hyperllava_hf.processing import HyperLlavaImageProcessor, HyperLlavaProcessor
+from hyperllava_hf.processing.image_processing_hyperllava import HyperLlavaImageProcessor
+from hyperllava_hf.processing.processing_hyperllava import HyperLlavaProcessor
 
 # transformers 5 removed the first name and brought the second; one class serves all of them.
 AutoModelForVision2Seq = getattr(

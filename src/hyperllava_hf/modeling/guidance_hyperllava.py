@@ -19,8 +19,8 @@ GUIDANCE_EPS = 1e-6
 
 PROMPT_UNKNOWN = (
     "language_guidance_scope='prompt': no guidance_mask was given, so every attended position "
-    "counts as the prompt. If the input holds an answer too, pass guidance_mask, 1 on the prompt, or the "
-    "answer steers its own experts."
+    "counts as the prompt. If the input holds an answer too, pass guidance_mask, 1 on the prompt, "
+    "or the answer steers its own experts."
 )
 
 
