@@ -37,23 +37,39 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_EXPORTS})
 
 
-class _RegisterAfterTransformers(importlib.abc.MetaPathFinder):
-    """Registers our classes as soon as `transformers` itself has been imported."""
+# What has to be whole before our classes can be registered.
+_PREREQUISITES = ("transformers", "hyperllava_hf.modeling", "hyperllava_hf.processing")
+
+
+class _RegisterAfterImports(importlib.abc.MetaPathFinder):
+    """Registers our classes as soon as transformers has been imported.
+
+    Where one of our own folders is what imports transformers, that waits for the folder too.
+    """
+
+    def __init__(self) -> None:
+        self.num_running = 0
 
     def find_spec(
         self, fullname: str, path: Any, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "transformers":
+        if fullname not in _PREREQUISITES:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: types.ModuleType) -> None:
-            execute(module)
-            importlib.import_module("hyperllava_hf.auto")
+            self.num_running += 1
+            try:
+                execute(module)
+            finally:
+                self.num_running -= 1
+            if self.num_running == 0:
+                importlib.import_module("hyperllava_hf.auto")
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
@@ -62,4 +78,4 @@ class _RegisterAfterTransformers(importlib.abc.MetaPathFinder):
 if "transformers" in sys.modules:
     importlib.import_module("hyperllava_hf.auto")
 else:
-    sys.meta_path.insert(0, _RegisterAfterTransformers())
+    sys.meta_path.insert(0, _RegisterAfterImports())
