@@ -31,7 +31,8 @@ _MACROS = """
                 {{- part['text'] -}}
             {%- elif part['type'] != 'image' or message['role'] != 'user' -%}
                 {{- raise_exception("a turn of role '" ~ message['role'] ~ "' holds a part of "
-                    ~ "type '" ~ part['type'] ~ "'; expected text, and images only in user turns") -}}
+                    ~ "type '" ~ part['type'] ~ "'; expected text, and images in user turns only")
+                -}}
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
@@ -64,7 +65,8 @@ VICUNA_V1 = (
     {%- set expected = ['user', 'assistant'][loop.index0 % 2] -%}
     {%- if message['role'] != expected -%}
         {{- raise_exception("turn " ~ loop.index0 ~ " has role '" ~ message['role']
-            ~ "', expected '" ~ expected ~ "': one optional system message, then user and assistant in turn") -}}
+            ~ "', expected '" ~ expected
+            ~ "': an optional system message, then user and assistant in turn") -}}
     {%- elif message['role'] == 'user' -%}
         {{- 'USER: ' ~ marks(message) ~ texts(message) -}}
     {%- else -%}
@@ -86,7 +88,8 @@ PLAIN = (
     {%- set expected = ['user', 'assistant', 'no further turn'][[loop.index0, 2] | min] -%}
     {%- if message['role'] != expected -%}
         {{- raise_exception("turn " ~ loop.index0 ~ " has role '" ~ message['role']
-            ~ "', expected '" ~ expected ~ "': the plain format is one image (user) and its caption (assistant)") -}}
+            ~ "', expected '" ~ expected
+            ~ "': the plain format is one image (user) and its caption (assistant)") -}}
     {%- elif message['role'] == 'assistant' -%}
         {%- set caption = texts(message) -%}
         {%- generation -%}
@@ -104,8 +107,8 @@ PLAIN = (
             {%- endfor -%}
         {%- endif -%}
         {%- if not found.marks -%}
-            {{- raise_exception("the user turn holds no image, expected one: the plain format is an "
-                ~ "image and its caption") -}}
+            {{- raise_exception("the user turn holds no image, expected one: the plain format is "
+                ~ "an image and its caption") -}}
         {%- endif -%}
         {{- found.marks -}}
     {%- endif -%}

@@ -55,8 +55,8 @@ def normalize_messages(messages: list[Any], where: str) -> tuple[list[dict[str, 
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(
-                f"{where}, message {index}: found {repr(message)[:80]}, expected a dict with 'role' "
-                "and 'content'. "
+                f"{where}, message {index}: found {repr(message)[:80]}, expected a dict "
+                "with 'role' and 'content'. "
                 'Write {"role": "user", "content": "..."}.'
             )
         content = message.get("content")

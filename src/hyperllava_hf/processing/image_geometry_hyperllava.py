@@ -70,12 +70,16 @@ def _resize_portrait_rows(
     last = min(side, math.ceil((left + width + reach) / scale) + 1)
     start = max(0, math.floor(first * scale - reach) - 1)
     stop = min(height, math.ceil(last * scale + reach) + 1)
-    window = Image.new("RGB", (stop - start, height), background)
-    window.paste(image, (left - start, 0))
-    box = (first * scale - start, 0, min(last * scale - start, stop - start), height)
-    rows = window.resize((last - first, height), resample=resample, box=box)
+    box_end = min(last * scale - start, stop - start)
     canvas = Image.new("RGB", (side, height), background)
-    canvas.paste(rows, (first, 0))
+    # Strips bound the memory: the window of a thin image is mostly background too.
+    strip = max(1, MAX_SQUARE_PIXELS // (stop - start))
+    for top in range(0, height, strip):
+        bottom = min(height, top + strip)
+        window = Image.new("RGB", (stop - start, bottom - top), background)
+        window.paste(image.crop((0, top, width, bottom)), (left - start, 0))
+        box = (first * scale - start, 0, box_end, bottom - top)
+        canvas.paste(window.resize((last - first, bottom - top), resample, box), (first, top))
     return canvas
 
 

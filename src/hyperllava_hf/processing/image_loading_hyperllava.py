@@ -54,6 +54,8 @@ def load_rgb_image(source: Any, input_data_format: str | None = None) -> Image.I
     if isinstance(source, dict):
         source = _unpack_record(source)
     if isinstance(source, torch.Tensor):
+        if input_data_format is None and source.ndim == 3 and source.shape[0] in (1, 3, 4):
+            input_data_format = "channels_first"  # torch's custom, where NumPy's is the other
         source = source.detach().cpu()
         source = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
     if isinstance(source, np.ndarray):
@@ -98,6 +100,7 @@ def _to_channels_last(array: np.ndarray, input_data_format: str | None) -> np.nd
             f"input_data_format is {input_data_format!r}, expected 'channels_first' or "
             "'channels_last'. Leave it out to have the layout told from the shape."
         )
+    shape = tuple(array.shape)
     is_image = array.ndim in (2, 3) and array.size > 0
     if is_image and array.ndim == 3:
         first = input_data_format == "channels_first" or (
@@ -109,7 +112,7 @@ def _to_channels_last(array: np.ndarray, input_data_format: str | None) -> np.nd
         array = array[..., 0] if is_image and array.shape[-1] == 1 else array
     if not is_image:
         raise ValueError(
-            f"found an array of shape {tuple(array.shape)}, expected (height, width), (height, "
+            f"found an array of shape {shape}, expected (height, width), (height, "
             "width, channels) or (channels, height, width) with 1 to 4 channels and at least one "
             "pixel. Reshape it, or pass several images as a list."
         )
@@ -124,7 +127,8 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
         return _sixteen_to_eight_bits(array)
-    low, high = array.min(), array.max()
+    is_numeric = np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+    low, high = (array.min(), array.max()) if is_numeric else ("?", "?")
     if np.issubdtype(array.dtype, np.floating):
         # A resized or decoded float image overshoots by rounding only; NaN fails both comparisons.
         if not (low >= -1e-3 and high <= 1 + 1e-3):
@@ -133,7 +137,7 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
                 "by 255, or convert to uint8."
             )
         return np.rint(np.clip(array, 0, 1).astype(np.float64) * 255).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
+    if is_numeric and low >= 0 and high <= 255:
         return array.astype(np.uint8)
     raise ValueError(
         f"found a {array.dtype} array with values from {low} to {high}, expected uint8 in 0..255, "

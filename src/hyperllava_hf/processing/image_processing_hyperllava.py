@@ -259,7 +259,7 @@ def _as_size(size: Any, name: str, edge: str) -> dict[str, int]:
     found = {key: int(value) for key, value in dict(size).items() if value is not None}
     if set(found) not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
         raise ValueError(
-            f"{name} is {size!r}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
+            f"{name} is {found}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
             f"n, 'width': m}}. For LLaVA-1.5 write {name}=336."
         )
     return found
