@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def get_bundled_checkpoint() -> str:
@@ -50,7 +50,7 @@ def resolve_checkpoint(name: str | None) -> str:
         return str(path)
     if path.exists():
         raise ValueError(f"{name} is a file; expected a checkpoint's folder or a Hub id")
-    if not HUB_ID.fullmatch(name) or name.startswith("."):
+    if not HUB_ID.fullmatch(name):
         raise ValueError(f"found no folder {name}; expected a folder or a Hub id such as user/name")
     return name
 

@@ -162,6 +162,7 @@ def test_folder_that_is_no_checkpoint_is_refused(
     ("name", "message"),
     [
         ("./nowhere", "found no folder ./nowhere; expected a folder or a Hub id"),
+        ("nowhere", "found no folder nowhere; expected a folder or a Hub id such as user/name"),
         ("a/b/c", "found no folder a/b/c; expected a folder or a Hub id"),
         (__file__, "is a file; expected a checkpoint's folder or a Hub id"),
     ],

@@ -33,7 +33,7 @@ def test_report_names_blocks_guidance_scope_and_source(
         "in the projector: first",
         "in blocks 1 (1 of 2)",
         "guided",
-        "the hidden state after 1 block",
+        "the hidden state after 1 of 2 blocks",
         "token",
         "m = 6, r = 4",
         "F32",

@@ -67,6 +67,8 @@ def print_error(message: str) -> None:
 
 def run(arguments: list[str]) -> None:
     """Parse a command line and run its command; every error leaves as it was raised."""
+    # An unreachable Hub would be reported once for each of five attempts, before the error itself.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     command = typer.main.get_command(build_app())
     # Calling the application instead would turn errors into exit codes of typer's own.
     try:

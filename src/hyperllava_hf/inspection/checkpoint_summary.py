@@ -87,7 +87,7 @@ def describe_guidance(config: HyperLlavaConfig) -> str:
         return f"none: the experts are {config.expert_source}"
     if config.guidance_from_embeddings:
         return "the merged input embeddings"
-    return f"the hidden state after {config.guidance_layer} blocks"
+    return f"the hidden state after {config.guidance_layer} of {config.num_blocks} blocks"
 
 
 def get_notes(

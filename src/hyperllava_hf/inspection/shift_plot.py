@@ -34,7 +34,7 @@ def save_shift_plot(shifts: list[ExpertShift], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(4.0, 1.0 + 0.6 * len(shifts)), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 1.0 + 0.6 * len(shifts)), 3.6), layout="constrained")
     axes = figure.subplots()
     places = range(len(shifts))
     bars = {"all positions": "ratio", "image": "image_ratio", "text": "text_ratio"}
@@ -43,6 +43,6 @@ def save_shift_plot(shifts: list[ExpertShift], path: Path) -> None:
         axes.bar([place + 0.27 * (number - 1) for place in places], heights, 0.27, label=label)
     axes.set_xticks(places, [shift.expert for shift in shifts], rotation=45, ha="right")
     axes.set_ylabel("shift / output (%)")
-    axes.set_title("Generated shift relative to the output it is added to")
+    axes.set_title("Generated shift against the output it is added to", fontsize="medium")
     axes.legend(frameon=False)
     figure.savefig(path, format="png", dpi=150)
