@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ DONE, BUG, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 # What the parser raises for a wrong command line. Named through the public BadParameter because
 # the class itself lives in click or inside typer, depending on typer's version.
-ParserError = typer.BadParameter.__mro__[2]
+ParserError: Any = typer.BadParameter.__mro__[2]
 
 
 def print_version(wanted: bool) -> None:

@@ -107,8 +107,8 @@ def inspect(
             save_shift_plot(shifts, plot)
             print(f"Wrote {plot}", file=sys.stderr)
     if as_json:
-        content = {**asdict(summary), "shifts": shifts and [asdict(shift) for shift in shifts]}
-        print(json.dumps(content, indent=2))
+        rows = None if shifts is None else [asdict(shift) for shift in shifts]
+        print(json.dumps({**asdict(summary), "shifts": rows}, indent=2))
     else:
         print_report(summary, shifts)
 
