@@ -1,7 +1,7 @@
 """The image processor: LLaVA-1.5's pixels, its settings, and where they may come from."""
 
 import json
-import logging
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from hyperllava_hf.processing import HyperLlavaImageProcessor
+from hyperllava_hf.processing import HyperLlavaImageProcessor, image_processing_hyperllava
 from hyperllava_hf.processing.image_processing_hyperllava import flatten_images
 from tests.processing.builders import build_image, escape
 
@@ -194,13 +194,16 @@ LLAVA_HF = {
 }
 
 
-def test_a_clip_configuration_gets_llavas_padding_and_says_so(tmp_path, caplog):
+def test_a_clip_configuration_gets_llavas_padding_and_says_so(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(image_processing_hyperllava.logger, "warning_once", said.append)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(LLAVA_HF))
-    root = logging.getLogger("transformers")
-    root.addHandler(caplog.handler)
-    try:
-        processor = HyperLlavaImageProcessor.from_pretrained(tmp_path)
-    finally:
-        root.removeHandler(caplog.handler)
-    assert processor.to_dict() == HyperLlavaImageProcessor().to_dict()
+    processor = HyperLlavaImageProcessor.from_pretrained(tmp_path)
+    assert {
+        **processor.to_dict(),
+        "rescale_factor": 1 / 255,
+    } == HyperLlavaImageProcessor().to_dict()
+    assert len(said) == 1
+    assert re.search(escape("CLIPImageProcessor", "padded to a square", "do_pad=False"), said[0])
     assert not HyperLlavaImageProcessor.from_pretrained(tmp_path, do_pad=False).do_pad
+    assert len(said) == 1
