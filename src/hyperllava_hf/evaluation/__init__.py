@@ -1,0 +1,1 @@
+"""Evaluation of HyperLLaVA models: digit scenes, their questions, and how answers are scored."""
