@@ -35,10 +35,19 @@ def check_interpreter():
             )
 
 
+def find_cause(output):
+    """Find in pip's output the pinned packages that it did not find, or else its first error."""
+    unfound = re.findall(r"The user requested \(constraint\) (\S+)", output)
+    if unfound:
+        return "pip finds no " + ", ".join(sorted(set(unfound))) + " for this Python"
+    errors = re.findall(r"^ *ERROR: (.*)", output, re.MULTILINE)
+    return errors[0] if errors else "no error was printed"
+
+
 def run_logged(command):
-    """Run a command, show and log what it says, and stop with pip's own last error."""
+    """Run a command, show and log what it says, and stop with the cause if it fails."""
     os.makedirs(os.path.dirname(INSTALL_LOG), exist_ok=True)
-    last_error = "no error was printed"
+    lines = []
     with open(INSTALL_LOG, "a", encoding="utf-8") as log:
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
@@ -46,12 +55,10 @@ def run_logged(command):
         for line in child.stdout:
             log.write(line)
             sys.stderr.write(line)
-            found = re.match(r"\s*ERROR: (.*)", line)
-            if found:
-                last_error = found.group(1).strip()
+            lines.append(line)
         if child.wait() != 0:
             stop(
-                f"installing failed ({last_error})",
+                f"installing failed ({find_cause(''.join(lines))})",
                 f"check the network and pip's settings; the whole output is in {INSTALL_LOG}",
             )
 
