@@ -72,9 +72,9 @@ VICUNA_V1 = (
     {%- else -%}
         {%- set answer = texts(message).lstrip() -%}
         {{- ' ASSISTANT:' -}}
-        {%- generation -%}
+        {% generation %}
         {{- (' ' ~ answer if answer else '') ~ stop -}}
-        {%- endgeneration -%}
+        {% endgeneration %}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}
@@ -92,9 +92,9 @@ PLAIN = (
             ~ "': the plain format is one image (user) and its caption (assistant)") -}}
     {%- elif message['role'] == 'assistant' -%}
         {%- set caption = texts(message) -%}
-        {%- generation -%}
+        {% generation %}
         {{- caption ~ '\\n' -}}
-        {%- endgeneration -%}
+        {% endgeneration %}
     {%- else -%}
         {%- set found = namespace(marks='') -%}
         {%- if message['content'] is string -%}

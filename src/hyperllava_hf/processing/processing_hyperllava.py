@@ -12,25 +12,23 @@ Rows are padded left by default, because `generate` continues them on the right,
 labels.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .call_arguments_hyperllava import CALL_ARGUMENTS, TextArguments, sort_arguments
+from .call_arguments_hyperllava import TextArguments, sort_arguments
 from .chat_encoding_hyperllava import fit_and_pad, tokenize_chats
-from .chat_templates_hyperllava import VICUNA_V1, choose_columns, resolve_template
-from .conversations_hyperllava import name_sample, normalize_messages, split_batch
-from .image_batches_hyperllava import assign_images, collect_images, load_images
+from .chat_templates_hyperllava import CHAT_TEMPLATES, VICUNA_V1
+from .conversation_calls_hyperllava import ConversationCalls
+from .conversations_hyperllava import name_sample
+from .image_batches_hyperllava import assign_images, load_images
 from .image_geometry_hyperllava import pad_to_square_and_resize
 from .image_loading_hyperllava import load_rgb_image
-from .image_processing_hyperllava import AUTO_MAP, HyperLlavaImageProcessor
+from .image_processing_hyperllava import HyperLlavaImageProcessor
 from .labels_hyperllava import build_labels
-from .rendering_hyperllava import RenderedChat, render_chat
-from .saving_hyperllava import save_processor
+from .processor_folder_hyperllava import ProcessorFolder
+from .rendering_hyperllava import RenderedChat
 from .token_rows_hyperllava import check_mark_count, expand_image_marks
 from .tokenizer_files_hyperllava import save_tokenizer
 from .tokenizer_parts_hyperllava import add_missing_tokens, find_image_token_id
@@ -40,7 +38,7 @@ from .tokenizer_parts_hyperllava import add_missing_tokens, find_image_token_id
 _REST_OF_CLOSURE = (build_labels, load_rgb_image, pad_to_square_and_resize, save_tokenizer)
 
 
-class HyperLlavaProcessor(ProcessorMixin):
+class HyperLlavaProcessor(ConversationCalls, ProcessorFolder, ProcessorMixin):
     """Prepare prompts, conversations and images for HyperLLaVA.
 
     Args:
@@ -51,8 +49,8 @@ class HyperLlavaProcessor(ProcessorMixin):
             keeps all.
         num_additional_image_tokens: Features that the tower adds to its patches (1: CLS).
         image_token: The mark that stands for an image in a prompt.
-        chat_template: Jinja source used when a call names no other; None takes `vicuna_v1`. A dict
-            of templates by name is understood; its "default" is used.
+        chat_template: The template of calls that name no other: "vicuna_v1", "plain" or Jinja
+            source; None takes `vicuna_v1`. Of a dict of templates by name, "default" is used.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -88,6 +86,8 @@ class HyperLlavaProcessor(ProcessorMixin):
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.num_additional_image_tokens = num_additional_image_tokens
         self.image_token = image_token
+        if isinstance(chat_template, str):
+            chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or VICUNA_V1)
         self.image_token_id = find_image_token_id(tokenizer, image_token)
         tokenizer.padding_side = "left"
@@ -120,8 +120,6 @@ class HyperLlavaProcessor(ProcessorMixin):
                 "HyperLlavaImageProcessor.from_dict(image_processor.to_dict())."
             )
         return type(argument)
-
-    # ---------------------------------------------------------------- counting
 
     @property
     def image_seq_length(self) -> int:
@@ -172,8 +170,6 @@ class HyperLlavaProcessor(ProcessorMixin):
         return MultiModalData(
             num_image_tokens=[count] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
         )
-
-    # ---------------------------------------------------------------- calling
 
     def __call__(
         self,
@@ -251,118 +247,6 @@ class HyperLlavaProcessor(ProcessorMixin):
         batch = fit_and_pad(self.tokenizer, rows, arguments, extras, self.image_token_id)
         return BatchFeature(data={**batch, **data}, tensor_type=arguments.return_tensors)
 
-    # ---------------------------------------------------------------- conversations
-
-    def apply_chat_template(
-        self,
-        conversation: Any,
-        chat_template: str | None = None,
-        tools: Any = None,
-        documents: Any = None,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-        return_assistant_tokens_mask: bool = False,
-        tokenize: bool = False,
-        return_dict: bool = False,
-        return_tensors: Any = None,
-        return_labels: bool = False,
-        processor_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Render conversations and, with `tokenize=True`, prepare them with their images.
-
-        Args:
-            conversation: Messages with "role" and "content", or a list of conversations. Content is
-                a string (image marks written out) or a list of {"type": "text"} and {"type":
-                "image"} parts; an image is given as "image", "path", "url", "base64" or "bytes", or
-                left out and passed as `images`.
-            chat_template: "vicuna_v1", "plain", another template's name, or Jinja source; None
-                takes the processor's.
-            tools: Passed to the template.
-            documents: Passed to the template.
-            add_generation_prompt: Whether to end with the header of an assistant turn.
-            continue_final_message: Whether to leave the last message open.
-            return_assistant_tokens_mask: Whether to return `assistant_masks`, 1 on what the
-                assistant says.
-            tokenize: Whether to return model inputs rather than text.
-            return_dict: Whether to return all inputs rather than `input_ids` alone.
-            return_tensors: "pt", "np" or None.
-            return_labels: Whether to return `labels`; pads right unless `padding_side` says
-                otherwise.
-            processor_kwargs: Arguments of `__call__`.
-            **kwargs: Arguments of `__call__` and variables of the template.
-
-        Returns:
-            Text, or the model inputs; with them `guidance_mask` as soon as one conversation holds
-            an assistant turn.
-
-        Raises:
-            ValueError: If a conversation is malformed or its images do not match its marks.
-        """
-        if kwargs.pop("sanitize_control_tokens", False):
-            raise ValueError(
-                "sanitize_control_tokens is not supported: text that spells a control token "
-                "becomes that token, as in LLaVA. Remove such text from the conversation."
-            )
-        template = self.get_chat_template(chat_template)
-        conversations, is_batch = split_batch(conversation)
-        normalized = [
-            normalize_messages(messages, name_sample(index, len(conversations)))
-            for index, messages in enumerate(conversations)
-        ]
-        call = {name: kwargs.pop(name) for name in list(kwargs) if name in CALL_ARGUMENTS}
-        call = {**call, **(processor_kwargs or {})}
-        images = call.pop("images", kwargs.pop("images", None))
-        has_answer = any(m["role"] == "assistant" for messages, _ in normalized for m in messages)
-        extras = choose_columns(template, has_answer, return_labels, return_assistant_tokens_mask)
-        options = {
-            "tools": tools,
-            "documents": documents,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "image_token": self.image_token,
-            **self.tokenizer.special_tokens_map,
-            **kwargs,
-        }
-        chats = [
-            render_chat(
-                messages,
-                template,
-                name_sample(index, len(normalized)),
-                options,
-                tokenize and bool(extras),
-            )
-            for index, (messages, _) in enumerate(normalized)
-        ]
-        if not tokenize:
-            return [chat.text for chat in chats] if is_batch else chats[0].text
-        if return_tensors not in (None, "auto"):
-            call["return_tensors"] = return_tensors
-        arguments, image_settings = sort_arguments(call)
-        bos = self.tokenizer.bos_token
-        if bos and chats[0].text.startswith(bos):
-            # A template that writes BOS itself must not get a second one.
-            arguments.add_special_tokens = False
-        batch_images = collect_images([found for _, found in normalized], images, is_batch)
-        outputs = self._encode(chats, batch_images, arguments, image_settings, extras)
-        return outputs if return_dict else outputs["input_ids"]
-
-    def get_chat_template(self, chat_template: str | None = None) -> str:
-        """Resolve a chat template.
-
-        Args:
-            chat_template: A name, Jinja source, or None for the processor's own.
-
-        Returns:
-            Jinja source.
-
-        Raises:
-            ValueError: If the name is unknown.
-        """
-        return resolve_template(chat_template, self.chat_template)
-
-    # ---------------------------------------------------------------- decoding
-
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Decode rows of ids.
 
@@ -391,88 +275,6 @@ class HyperLlavaProcessor(ProcessorMixin):
         return self.tokenizer.batch_decode(
             generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
         )
-
-    # ---------------------------------------------------------------- loading and saving
-
-    @classmethod
-    def _get_arguments_from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
-        processor_dict: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Load the parts; the image processor is always ours, whatever class the folder names."""
-        image_processor = HyperLlavaImageProcessor.from_pretrained(
-            pretrained_model_name_or_path, **kwargs
-        )
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return [image_processor, tokenizer]
-
-    @classmethod
-    def from_args_and_dict(
-        cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any
-    ) -> Any:
-        """Build from loaded parts and a configuration.
-
-        Args:
-            args: Image processor and tokenizer.
-            processor_dict: Contents of processor_config.json.
-            **kwargs: Arguments that replace those of the configuration.
-
-        Returns:
-            The processor.
-        """
-        # transformers 5 nests the image processor's settings here; 4.57 would take them for the
-        # part itself.
-        settings = {
-            name: value for name, value in processor_dict.items() if name not in cls.attributes
-        }
-        return super().from_args_and_dict(args, settings, **kwargs)
-
-    def to_dict(self, legacy_serialization: bool = False) -> dict[str, Any]:
-        """Serialise the configuration, with the same keys whichever transformers line writes them.
-
-        Args:
-            legacy_serialization: Whether to leave the image processor's settings out, as 4.57 does.
-
-        Returns:
-            Contents of processor_config.json.
-        """
-        config = {
-            "auto_map": dict(AUTO_MAP),
-            "image_token": self.image_token,
-            "num_additional_image_tokens": self.num_additional_image_tokens,
-            "patch_size": self.patch_size,
-            "processor_class": "HyperLlavaProcessor",
-            "vision_feature_select_strategy": self.vision_feature_select_strategy,
-        }
-        return (
-            config
-            if legacy_serialization
-            else {**config, "image_processor": self.image_processor.to_dict()}
-        )
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
-    ) -> list[str]:
-        """Write a folder that both transformers lines load, with the code that it needs.
-
-        Args:
-            save_directory: Folder to write to; made if missing.
-            push_to_hub: Whether to push the processor afterwards.
-            **kwargs: Arguments of `push_to_hub`, such as `repo_id`.
-
-        Returns:
-            Paths of the written files.
-
-        Raises:
-            ValueError: If the path is a file.
-        """
-        folder = Path(save_directory)
-        written = save_processor(self, folder)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-        return written
 
 
 def build_processor(
