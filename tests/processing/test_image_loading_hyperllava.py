@@ -179,7 +179,7 @@ REFUSED = {
     "floats to 255": (np.full((2, 2, 3), 200.0), ("200", "0..1", "Divide by 255")),
     "nan": (np.full((2, 2, 3), np.nan), ("nan", "0..1")),
     "negative": (np.full((2, 2, 3), -1), ("from -1 to -1", "uint8")),
-    "text array": (np.array([["a"]]), ("expected uint8",)),
+    "text array": (np.array([["a"]]), ("an array of <U1", "expected uint8")),
     "deep overflow": (
         Image.fromarray(np.array([[-5, 70000]], np.int32)),
         ("from -5 to 70000", "0..65535"),

@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 
 from hyperllava_hf.processing import HyperLlavaImageProcessor, image_processing_hyperllava
-from hyperllava_hf.processing.image_processing_hyperllava import flatten_images
+from hyperllava_hf.processing.image_arrays_hyperllava import flatten_images
 from tests.processing.builders import build_image, escape
 
 MEAN = [0.48145466, 0.4578275, 0.40821073]

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .image_processing_hyperllava import SETTINGS
+from .image_settings_hyperllava import SETTINGS
 
 logger = logging.get_logger(__name__)
 

@@ -51,7 +51,8 @@ def normalize_messages(messages: list[Any], where: str) -> tuple[list[dict[str, 
     """
     if not messages:
         raise ValueError(f"{where} is an empty conversation, expected at least one user message.")
-    cleaned, images = [], []
+    cleaned: list[dict[str, Any]] = []
+    images: list[Any] = []
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(

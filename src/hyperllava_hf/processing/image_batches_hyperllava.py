@@ -4,8 +4,8 @@ from typing import Any
 
 from PIL import Image
 
+from .image_arrays_hyperllava import flatten_images
 from .image_loading_hyperllava import load_rgb_image
-from .image_processing_hyperllava import flatten_images
 
 
 def assign_images(images: Any, marks: list[int] | None) -> list[list[Any]]:

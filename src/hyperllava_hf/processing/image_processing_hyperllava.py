@@ -17,39 +17,21 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import logging
 
+from .image_arrays_hyperllava import flatten_images
 from .image_geometry_hyperllava import pad_to_square_and_resize, resize_shortest_edge_and_crop
 from .image_loading_hyperllava import load_rgb_image
+from .image_settings_hyperllava import (
+    AUTO_MAP,
+    CLIP_MEAN,
+    CLIP_STD,
+    METADATA,
+    SETTINGS,
+    as_crop_size,
+    as_size,
+    check_settings,
+)
 
 logger = logging.get_logger(__name__)
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-AUTO_MAP = {
-    "AutoImageProcessor": "image_processing_hyperllava.HyperLlavaImageProcessor",
-    "AutoProcessor": "processing_hyperllava.HyperLlavaProcessor",
-}
-SETTINGS = (
-    "crop_size",
-    "do_center_crop",
-    "do_convert_rgb",
-    "do_normalize",
-    "do_pad",
-    "do_rescale",
-    "do_resize",
-    "image_mean",
-    "image_std",
-    "resample",
-    "rescale_factor",
-    "size",
-)
-# Written by transformers beside the settings; they say which class to load, not what it does.
-_METADATA = (
-    "auto_map",
-    "feature_extractor_type",
-    "image_processor_type",
-    "processor_class",
-    "use_fast",
-)
 
 
 class HyperLlavaImageProcessor(BaseImageProcessor):
@@ -98,7 +80,7 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         do_convert_rgb: bool = True,
         **kwargs: Any,
     ) -> None:
-        unknown = sorted(key for key in kwargs if key not in _METADATA and not key.startswith("_"))
+        unknown = sorted(key for key in kwargs if key not in METADATA and not key.startswith("_"))
         if unknown:
             raise TypeError(
                 f"HyperLlavaImageProcessor got {', '.join(unknown)}, which are no settings. Known "
@@ -106,10 +88,10 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
             )
         super().__init__()
         self.do_resize = do_resize
-        self.size = _as_size(336 if size is None else size, "size", "shortest_edge")
+        self.size = as_size(336 if size is None else size, "size", "shortest_edge")
         self.resample = int(resample)
         self.do_center_crop = do_center_crop
-        self.crop_size = _as_crop_size(crop_size, self.size)
+        self.crop_size = as_crop_size(crop_size, self.size)
         self.do_pad = do_pad
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
@@ -117,7 +99,7 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
         self.do_convert_rgb = do_convert_rgb
-        _check_settings(self._settings())
+        check_settings(self._settings())
 
     def preprocess(
         self,
@@ -179,11 +161,11 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
             logger.warning_once(f"HyperLlavaImageProcessor ignores {', '.join(ignored)}.")
         settings.update({name: changed[name] for name in changed if name in SETTINGS})
         if "size" in changed:
-            settings["size"] = _as_size(changed["size"], "size", "shortest_edge")
+            settings["size"] = as_size(changed["size"], "size", "shortest_edge")
         if "size" in changed or "crop_size" in changed:
-            settings["crop_size"] = _as_crop_size(changed.get("crop_size"), settings["size"])
+            settings["crop_size"] = as_crop_size(changed.get("crop_size"), settings["size"])
         if changed:
-            _check_settings(settings)
+            check_settings(settings)
         return settings
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,76 +213,6 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         return (image_processor, kwargs) if want_unused else image_processor
 
 
-def flatten_images(images: Any) -> list[Any]:
-    """Flatten nested lists of images and split stacked arrays, keeping their order.
-
-    Args:
-        images: One image, or lists or tuples of images to any depth; a 4-dimensional array is a
-            stack.
-
-    Returns:
-        The images.
-    """
-    if images is None:
-        return []
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in flatten_images(item)]
-    if getattr(images, "ndim", 0) == 4:
-        return list(images)
-    return [images]
-
-
-def _as_size(size: Any, name: str, edge: str) -> dict[str, int]:
-    """Bring an int, a pair or a mapping (transformers 5 has one of its own) to a plain dict."""
-    if isinstance(size, (list, tuple)) and len(size) == 2:
-        size = {"height": size[0], "width": size[1]}
-    elif isinstance(size, (int, np.integer)) and not isinstance(size, bool):
-        size = {edge: size} if edge == "shortest_edge" else {"height": size, "width": size}
-    found = {key: int(value) for key, value in dict(size).items() if value is not None}
-    if set(found) not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
-        raise ValueError(
-            f"{name} is {found}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
-            f"n, 'width': m}}. For LLaVA-1.5 write {name}=336."
-        )
-    return found
-
-
-def _as_crop_size(crop_size: Any, size: dict[str, int]) -> dict[str, int]:
-    """Take the crop from `size` when it is not given."""
-    if crop_size is None:
-        edge = size.get("shortest_edge")
-        return {"height": edge, "width": edge} if edge else dict(size)
-    crop = _as_size(crop_size, "crop_size", "height")
-    edge = crop.get("shortest_edge")
-    return {"height": edge, "width": edge} if edge else crop
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Report contradictions before any image is read."""
-    faults = []
-    size, crop = settings["size"], settings["crop_size"]
-    if len(settings["image_mean"]) != 3 or len(settings["image_std"]) != 3:
-        faults.append("image_mean and image_std need 3 values each")
-    elif min(settings["image_std"]) <= 0:
-        faults.append("image_std must be positive")
-    if settings["do_pad"] and settings["do_resize"] and size.get("height") != size.get("width"):
-        faults.append(f"do_pad makes squares, but size is {size}")
-    if settings["do_resize"] and not settings["do_center_crop"]:
-        fixed = "shortest_edge" not in size or settings["do_pad"]
-        edge = size.get("shortest_edge")
-        result = {"height": size.get("height", edge), "width": size.get("width", edge)}
-        if not fixed:
-            faults.append("without do_pad and do_center_crop images would keep their own shapes")
-        elif result != crop:
-            faults.append(
-                f"without do_center_crop images come out as {result}, but crop_size is {crop}"
-            )
-    if faults:
-        raise ValueError(
-            f"Image settings that contradict each other: {'; '.join(faults)}. Change one of them."
-        )
-
-
 def _fit(image: Image.Image, settings: dict[str, Any], index: int) -> Image.Image:
     """Bring an RGB image to the output size."""
     size, crop, resample = settings["size"], settings["crop_size"], settings["resample"]
@@ -313,9 +225,9 @@ def _fit(image: Image.Image, settings: dict[str, Any], index: int) -> Image.Imag
             )
         return image
     if settings["do_pad"]:
-        background = tuple(int(255 * value) for value in settings["image_mean"])
+        red, green, blue = (int(255 * value) for value in settings["image_mean"])
         edge = size.get("shortest_edge") or size["height"]
-        image = pad_to_square_and_resize(image, edge, background, resample)
+        image = pad_to_square_and_resize(image, edge, (red, green, blue), resample)
         return (
             resize_shortest_edge_and_crop(image, edge, height, width, resample)
             if edge != height

@@ -22,10 +22,12 @@ from .chat_encoding_hyperllava import fit_and_pad, tokenize_chats
 from .chat_templates_hyperllava import CHAT_TEMPLATES, VICUNA_V1
 from .conversation_calls_hyperllava import ConversationCalls
 from .conversations_hyperllava import name_sample
+from .image_arrays_hyperllava import image_from_array
 from .image_batches_hyperllava import assign_images, load_images
 from .image_geometry_hyperllava import pad_to_square_and_resize
 from .image_loading_hyperllava import load_rgb_image
 from .image_processing_hyperllava import HyperLlavaImageProcessor
+from .image_settings_hyperllava import AUTO_MAP
 from .labels_hyperllava import build_labels
 from .processor_folder_hyperllava import ProcessorFolder
 from .rendering_hyperllava import RenderedChat
@@ -35,7 +37,14 @@ from .tokenizer_parts_hyperllava import add_missing_tokens, find_image_token_id
 
 # Loading a local folder, transformers 4.57 copies only the files that the entry file itself names,
 # and then misses those that they name in turn. So every file of the closure is imported here.
-_REST_OF_CLOSURE = (build_labels, load_rgb_image, pad_to_square_and_resize, save_tokenizer)
+_REST_OF_CLOSURE = (
+    AUTO_MAP,
+    build_labels,
+    image_from_array,
+    load_rgb_image,
+    pad_to_square_and_resize,
+    save_tokenizer,
+)
 
 
 class HyperLlavaProcessor(ConversationCalls, ProcessorFolder, ProcessorMixin):

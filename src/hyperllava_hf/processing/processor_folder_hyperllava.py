@@ -8,7 +8,8 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
-from .image_processing_hyperllava import AUTO_MAP, HyperLlavaImageProcessor
+from .image_processing_hyperllava import HyperLlavaImageProcessor
+from .image_settings_hyperllava import AUTO_MAP
 from .tokenizer_files_hyperllava import save_tokenizer
 
 
@@ -58,7 +59,7 @@ class ProcessorFolder:
         settings = {
             name: value for name, value in processor_dict.items() if name not in cls.attributes
         }
-        return super().from_args_and_dict(args, settings, **kwargs)
+        return super().from_args_and_dict(args, settings, **kwargs)  # type: ignore[misc]
 
     def to_dict(self, legacy_serialization: bool = False) -> dict[str, Any]:
         """Serialise the configuration, with the same keys whichever transformers line writes them.

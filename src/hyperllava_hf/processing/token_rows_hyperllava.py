@@ -155,20 +155,21 @@ def pad_rows(
     Raises:
         ValueError: If the padding cannot be done as asked.
     """
-    strategy = {True: "longest", False: "do_not_pad", None: "do_not_pad"}.get(padding, padding)
-    strategy = getattr(strategy, "value", strategy)
+    strategy = getattr(padding, "value", padding)
+    if not isinstance(strategy, str):
+        strategy = "longest" if strategy else "do_not_pad"
     if strategy not in ("longest", "max_length", "do_not_pad") or side not in ("left", "right"):
         raise ValueError(
             f"padding={padding!r} with padding_side={side!r}; expected True, 'longest', "
             "'max_length' or False, and 'left' or 'right'. Use padding=True."
         )
     lengths = [len(row["input_ids"]) for row in rows]
-    if strategy == "max_length" and max_length is None:
+    if strategy == "max_length" and not max_length:
         raise ValueError(
             "padding='max_length' needs a length: pass max_length, or use padding=True."
         )
     target = 0 if strategy == "do_not_pad" else max(lengths)
-    if strategy == "max_length":
+    if strategy == "max_length" and max_length:
         target = max(target, max_length)
     if target and multiple:
         target = -(-target // multiple) * multiple
