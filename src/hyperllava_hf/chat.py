@@ -1,5 +1,6 @@
 """A conversation about images, answered by a model as it generates."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from hyperllava_hf.processing import HyperLlavaProcessor
 from hyperllava_hf.processing.image_loading_hyperllava import load_rgb_image
 
 URL_SCHEMES = ("http://", "https://", "data:")
+IMAGE_NAME = re.compile(r"\S+\.(bmp|gif|jpe?g|png|tiff?|webp)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,19 @@ def split_images_and_question(
     Raises:
         ValueError: if the question is missing, or an image is no file.
     """
-    if is_image_source(words[-1]):
-        if not question_optional:
-            raise ValueError(
-                f"found {len(words)} image(s) and no question; put the question last, in quotes"
-            )
-        images, question = words, None
-    else:
-        images, question = words[:-1], words[-1]
+    # A name that was mistyped is no question either.
+    last_is_image = is_image_source(words[-1]) or IMAGE_NAME.fullmatch(words[-1]) is not None
+    images = words if last_is_image else words[:-1]
     for image in images:
         if not is_image_source(image):
             raise ValueError(
                 f"found no file {image!r}; expected images, then the question in quotes"
             )
-    return images, question
+    if last_is_image and not question_optional:
+        raise ValueError(
+            f"found {len(words)} image(s) and no question; put the question last, in quotes"
+        )
+    return images, None if last_is_image else words[-1]
 
 
 def choose_device(name: str) -> str:
@@ -112,13 +113,12 @@ def choose_device(name: str) -> str:
     Raises:
         ValueError: if the name is no device, or the machine lacks it.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    devices += ["mps"] * torch.mps.is_available() + ["cpu"]
     if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    kind = name.partition(":")[0]
-    usable = [known for known, here in available.items() if here]
-    if kind not in usable:
-        raise ValueError(f"found no device {name!r}; this machine has {', '.join(usable)}")
+        return devices[0]
+    if name not in devices and not (name == "cuda" and "cuda:0" in devices):
+        raise ValueError(f"found no device {name!r}; this machine has {', '.join(devices)}")
     return name
 
 
@@ -210,4 +210,7 @@ class Chat:
         new_tokens = sequence[inputs["input_ids"].shape[1] :]
         text = tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
-        return Answer(text, len(new_tokens), new_tokens[-1].item() == tokenizer.eos_token_id)
+        ended = len(new_tokens) < sampling.max_new_tokens
+        return Answer(
+            text, len(new_tokens), ended or int(new_tokens[-1]) in tokenizer.all_special_ids
+        )

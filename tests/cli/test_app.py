@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from hyperllava_hf.cli import app
 from hyperllava_hf.cli.app import COMMANDS, main
@@ -76,6 +77,7 @@ def test_wrong_command_line_is_one_line_and_code_2(
     [
         (ValueError("found a\n  cat"), 2, "hyperllava: found a cat"),
         (FileNotFoundError("no such shelf"), 2, "hyperllava: no such shelf"),
+        (torch.OutOfMemoryError("4 GiB wanted"), 2, "hyperllava: 4 GiB wanted"),
         (KeyboardInterrupt(), 130, "hyperllava: interrupted"),
         (RuntimeError("cogs"), 1, "hyperllava: this is a bug in hyperllava_hf"),
     ],

@@ -118,8 +118,11 @@ def test_missing_question_is_refused(ask: Callable[..., tuple[str, str]], pictur
     assert "found 2 image(s) and no question; put the question last" in err
 
 
-def test_missing_image_is_refused(ask: Callable[..., tuple[str, str]]) -> None:
-    _, err = ask("nowhere.png", "What?", code=2)
+@pytest.mark.parametrize(
+    "words", [["nowhere.png", "What?"], ["nowhere.png"], ["nowhere.png", "-i"]]
+)
+def test_missing_image_is_refused(ask: Callable[..., tuple[str, str]], words: list[str]) -> None:
+    _, err = ask(*words, code=2)
     assert "found no file 'nowhere.png'; expected images, then the question in quotes" in err
 
 
@@ -133,9 +136,15 @@ def test_file_that_is_no_image_is_refused_in_one_line(
     assert "notes.png" in err
 
 
-def test_device_that_the_machine_lacks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"found no device 'abacus'; this machine has .*cpu"):
-        choose_device("abacus")
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "cuda:x", "cpu:0"])
+def test_device_that_the_machine_lacks_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"found no device '{name}'; this machine has .*cpu"):
+        choose_device(name)
+
+
+def test_device_auto_is_one_that_is_accepted() -> None:
+    assert choose_device(choose_device("auto")) == choose_device("auto")
+    assert choose_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -95,3 +97,33 @@ def test_truncated_weights_are_refused(tmp_path: Path, kept_bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(ValueError, match=r"model.safetensors is no whole safetensors file"):
         load_tensor_headers(str(tmp_path))
+
+
+def test_headers_of_a_repository_are_fetched_without_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = {"a": SimpleNamespace(shape=[2, 3], dtype="F16")}
+    metadata = SimpleNamespace(files_metadata={"x": SimpleNamespace(tensors=tensors)})
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(repository: str, revision: str | None) -> SimpleNamespace:
+        asked.append((repository, revision))
+        return metadata
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", fetch)
+    headers = load_tensor_headers("user/name", "v1")
+    assert headers == {"a": TensorHeader((2, 3), "F16")}
+    assert asked == [("user/name", "v1")]
+
+
+def test_headers_of_a_cached_repository_are_read_offline(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {("user/name", "v1"): str(tiny_checkpoint)}
+
+    def find(repository: str, revision: str | None) -> str:
+        return cached[repository, revision]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", find)
+    assert load_tensor_headers("user/name", "v1") == load_tensor_headers(str(tiny_checkpoint))

@@ -3,7 +3,7 @@
 A command is a file of this folder with a `register(app)` function, named in COMMANDS. It parses and
 prints; library code does the work, and is imported inside the command's function so that
 `hyperllava --help` starts without torch. Commands contain no try/except: what the user can put
-right arrives here as ValueError or OSError and leaves as one line on stderr.
+right arrives here as ValueError, OSError or lack of memory and leaves as one line on stderr.
 
 Exit codes: 0 done, 1 a bug, 2 the user's input, 130 interrupted.
 """
@@ -65,6 +65,13 @@ def print_error(message: str) -> None:
     print("hyperllava: " + " ".join(message.split()), file=sys.stderr)
 
 
+def is_for_the_user(error: Exception) -> bool:
+    """Tell whether the user, and not a programmer, can put an error right."""
+    # torch's own class, a RuntimeError, is known by its name so that torch is not imported for it.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError"
+    return out_of_memory or isinstance(error, ValueError | OSError | MemoryError)
+
+
 def run(arguments: list[str]) -> None:
     """Parse a command line and run its command; every error leaves as it was raised."""
     # An unreachable Hub would be reported once for each of five attempts, before the error itself.
@@ -111,10 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
         # rich meets the closed stdout first, and leaves with a code of its own.
         if not isinstance(stop.__context__, BrokenPipeError):
             raise
-    except (ValueError, OSError) as error:
-        print_error(str(error))
-        return USER_INPUT
-    except Exception:
+    except Exception as error:
+        if is_for_the_user(error):
+            print_error(str(error))
+            return USER_INPUT
         traceback.print_exc()
         print_error("this is a bug in hyperllava_hf: please report it with the lines above")
         return BUG
