@@ -1,13 +1,15 @@
 """Ask the bundled checkpoint about the pictures of this folder; `make demo` runs this.
 
-The model is loaded the way any repository with remote code is: folder in, no import of its classes.
+The model is loaded as from any repository with remote code; "(as drawn)" is what the picture shows.
 """
 
+import json
 import time
 from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 from transformers import AutoProcessor
 
@@ -61,6 +63,7 @@ def main() -> None:
         f"{type(model).__name__}, {model.num_parameters():,} parameters, loaded from "
         f"{CHECKPOINT.name} in {time.perf_counter() - start:.1f} s"
     )
+    drawn = json.loads((HERE / "scenes.json").read_text(encoding="utf-8"))
     for path in sorted(HERE.glob("*.png")):
         image = Image.open(path).convert("RGB")
         console.rule(f"examples/{path.name}", align="left")
@@ -68,7 +71,9 @@ def main() -> None:
         if console.color_system in ("256", "truecolor"):
             console.print(draw(image))
         for question in QUESTIONS:
-            console.print(f"{question:<34}[bold]{ask(model, processor, image, question)}[/bold]")
+            answer = ask(model, processor, image, question)
+            console.print(f"{question:<34}[bold]{escape(answer)}[/bold]")
+        console.print(f"{'(as drawn)':<34}{drawn[path.name]['description']}", style="dim")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def build_shift_table(shifts: "list[ExpertShift]") -> "Table":
     """Build the table of each expert's shift."""
     from rich.table import Table
 
-    table = Table(title="Root mean square of each expert's shift and of the output that it shifts")
+    table = Table(title="Root mean square of each expert's shift, and of what it shifts")
     table.add_column("expert", no_wrap=True)
     for heading in ("output", "shift", "shift/output", "at image", "at text"):
         table.add_column(heading, justify="right")
