@@ -40,7 +40,9 @@ def describe_processor(processor: Any) -> dict[str, Any]:
     found["ids"] = ids
     found["texts"] = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
     found["spelled"] = [tokenizer.decode(row) for row in ids]
-    found["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    # 4.57 lists the unnamed ones here too, 5 does not; all_special_tokens has them on both.
+    named = tokenizer.special_tokens_map.items()
+    found["special"] = {k: str(v) for k, v in named if k != "additional_special_tokens"}
     found["all_special"] = sorted(map(str, tokenizer.all_special_tokens))
     found["tokenizer"] = [len(tokenizer), tokenizer.padding_side, tokenizer.model_max_length]
     found["template"] = processor.chat_template

@@ -2,12 +2,12 @@
 
 import base64
 import io
-import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from hyperllava_hf.processing import image_loading_hyperllava as loading
 from hyperllava_hf.processing.image_loading_hyperllava import load_rgb_image
@@ -156,6 +156,7 @@ def test_first_frame_of_an_animation():
 
 
 REFUSED = {
+    "eps": (encode(format="EPS"), ("is an EPS document", "Convert it to PNG")),
     "no image": (b"hello world" * 20, ("220 bytes", "no image that Pillow can read", "Convert")),
     "empty": (b"", ("0 bytes", "no image")),
     "truncated png": (PNG[:-60], ("damaged or cut short", "complete file", "again")),
@@ -203,10 +204,12 @@ def test_a_directory_is_named_as_one(tmp_path):
         load_rgb_image(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
-def test_an_unreadable_file_is_named(path):
-    path.chmod(0)
-    with pytest.raises(ValueError, match=escape("cannot be read", "permissions")):
+def test_an_unreadable_file_is_named(path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(loading, "open", refuse, raising=False)
+    with pytest.raises(ValueError, match=escape("(Permission denied)", "Check its permissions")):
         load_rgb_image(path)
 
 
@@ -228,6 +231,15 @@ def test_a_broken_palette_is_no_crash():
     damaged[place + 10] ^= 255
     with pytest.raises(ValueError, match=r"damaged|no image"):
         load_rgb_image(bytes(damaged))
+
+
+def test_a_decoder_that_fails_in_its_own_way_is_one_clear_error(monkeypatch):
+    def fail(image):
+        raise RuntimeError("Failed to decode image: Not implemented")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(ValueError, match=escape("damaged or cut short", "Not implemented")):
+        load_rgb_image(PNG)
 
 
 def test_an_unreachable_address_is_one_clear_error():

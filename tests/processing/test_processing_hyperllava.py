@@ -1,6 +1,8 @@
 """The processor as a whole: counting, matching images to prompts, lengths, arguments."""
 
 import base64
+import copy
+import pickle
 import time
 
 import numpy as np
@@ -320,6 +322,18 @@ def test_parts_that_do_not_fit_are_refused(processor, changes, parts):
     }
     with pytest.raises(ValueError, match=escape(*parts)):
         HyperLlavaProcessor(**{**arguments, **changes})
+
+
+def test_copies_are_equal(processor):
+    for copied in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
+        assert copied.to_dict() == processor.to_dict()
+        assert copied(text="A")["input_ids"] == [[1, 22]]
+    assert "patch_size" in repr(processor)
+
+
+def test_templates_may_be_chosen_by_name_for_good():
+    processor = build_small_processor(chat_template="plain")
+    assert processor.apply_chat_template([ask("", RED), answer("A")]) == "<image>A\n"
 
 
 def test_build_processor_adds_only_what_is_missing():

@@ -23,6 +23,7 @@ from tests.processing.builders import (
     build_image,
     build_legacy_llama_tokenizer,
     build_small_processor,
+    build_word_tokenizer,
     escape,
 )
 from tests.processing.isolated_process import describe_processor
@@ -86,10 +87,13 @@ def build_llama_processor(folder: Path) -> HyperLlavaProcessor:
 def saved(tmp_path_factory) -> dict[str, Path]:
     """Folders that this line saved, by kind of tokenizer."""
     root = tmp_path_factory.mktemp("saved")
-    folders = {kind: root / kind for kind in [*TOKENIZERS, "llama_class"]}
+    folders = {kind: root / kind for kind in [*TOKENIZERS, "llama_class", "more_specials"]}
     for kind in TOKENIZERS:
         build_small_processor(kind).save_pretrained(folders[kind])
     build_llama_processor(root / "source").save_pretrained(folders["llama_class"])
+    extras = {"cls_token": "<cls>", "additional_special_tokens": ["<y>", "<x>"]}
+    tokenizer = build_word_tokenizer(model_max_length=512, **extras)
+    build_processor(tokenizer, image_size=28).save_pretrained(folders["more_specials"])
     return folders
 
 
@@ -185,6 +189,16 @@ def test_saving_to_a_file_is_refused(tmp_path, processor):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=escape("is a file", "Choose another path")):
         processor.save_pretrained(tmp_path / "file")
+
+
+def test_saving_may_push(tmp_path, processor, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        HyperLlavaProcessor, "push_to_hub", lambda self, *a, **k: pushed.append((a, k))
+    )
+    processor.save_pretrained(tmp_path / "tiny", push_to_hub=True)
+    processor.save_pretrained(tmp_path, push_to_hub=True, repo_id="one/tiny", private=True)
+    assert pushed == [(("tiny",), {}), (("one/tiny",), {"private": True})]
 
 
 def test_own_and_further_templates_are_kept(tmp_path, processor):

@@ -38,6 +38,10 @@ _BASE64_TEXT = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
+class _Refused(ValueError):
+    """An image that is whole, but not to be decoded."""
+
+
 def load_rgb_image(source: Any, input_data_format: str | None = None) -> Image.Image:
     """Load one image and convert it to RGB.
 
@@ -147,6 +151,9 @@ def _decode(data: bytes, shown: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         _check_size(image)
+        if image.format == "EPS":
+            # Pillow would start Ghostscript, a program, on the file.
+            raise _Refused(f"{shown} is an EPS document, expected an image. Convert it to PNG.")
         image.load()
     except UnidentifiedImageError as error:
         raise ValueError(
@@ -158,9 +165,10 @@ def _decode(data: bytes, shown: str) -> Image.Image:
             f"{shown} is too large to be safe: {error} Resize it, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        if isinstance(error, ValueError) and "pixels per side" in str(error):
-            raise
+    except _Refused:
+        raise
+    except Exception as error:
+        # Decoders of damaged files raise whatever they stumble over, RuntimeError among it.
         raise ValueError(
             f"{shown} begins like an image but is damaged or cut short ({error}); expected a "
             "complete file. Copy or download it again."
@@ -171,7 +179,7 @@ def _decode(data: bytes, shown: str) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     if min(image.size) < 1 or max(image.size) > MAX_SIDE:
         width, height = image.size
-        raise ValueError(
+        raise _Refused(
             f"found an image of {width} x {height} pixels, expected 1 to {MAX_SIDE} pixels per "
             "side. Resize or crop it."
         )
