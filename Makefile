@@ -2,7 +2,7 @@
 PYTHON ?= python3
 NOX := .venv/bin/python -m nox --reuse-existing-virtualenvs --no-install
 NEWEST := .nox/tests-5/bin/python
-SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py $(wildcard constraints/*.txt)
+SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py scripts/fetch_transformers_tests.py $(wildcard constraints/*.txt)
 
 # pip runs once at a time in .venv.
 .NOTPARALLEL:

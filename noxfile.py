@@ -25,9 +25,13 @@ def program(line: str, name: str) -> str:
 def tests(session: nox.Session, line: str) -> None:
     """Run pytest against one transformers line."""
     session.install("-c", f"constraints/transformers-{line}.txt", "-e", ".[dev]")
-    arguments = session.posargs or ["-n", "2"]
-    other = program(OTHER_LINE[line], "python")
-    session.run("python", "-m", "pytest", *arguments, env={"HYPERLLAVA_OTHER_PYTHON": other})
+    common_tests = str(ENVIRONMENTS / f"transformers-tests-{line}")
+    session.run_install("python", "scripts/fetch_transformers_tests.py", common_tests)
+    env = {
+        "HYPERLLAVA_OTHER_PYTHON": program(OTHER_LINE[line], "python"),
+        "HYPERLLAVA_TRANSFORMERS_TESTS": common_tests,
+    }
+    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2"]), env=env)
 
 
 @nox.session(venv_backend="none")

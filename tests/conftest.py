@@ -43,16 +43,27 @@ def _fixed_seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+def get_setting(variable: str, meaning: str) -> str:
+    """Return what `make test` tells the tests through the environment."""
+    value = os.environ.get(variable)
+    if not value:
+        pytest.fail(f"{variable} is not set: run `make test`, or set it to {meaning}")
+    return value
+
+
 @pytest.fixture(scope="session")
 def other_python() -> str:
     """The interpreter of the other transformers line."""
-    path = os.environ.get("HYPERLLAVA_OTHER_PYTHON")
-    if not path:
-        pytest.fail(
-            "HYPERLLAVA_OTHER_PYTHON is not set: run `make test`, or set it to the interpreter of "
-            "an environment with the other transformers line"
-        )
-    return path
+    return get_setting(
+        "HYPERLLAVA_OTHER_PYTHON", "the interpreter of an environment with the other line"
+    )
+
+
+@pytest.fixture(scope="session")
+def transformers_tests() -> Path:
+    """The folder with transformers' own common model tests, of the version that is installed."""
+    meaning = "a folder that scripts/fetch_transformers_tests.py made"
+    return Path(get_setting("HYPERLLAVA_TRANSFORMERS_TESTS", meaning))
 
 
 @pytest.fixture(scope="session")
