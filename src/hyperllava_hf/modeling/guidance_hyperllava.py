@@ -121,11 +121,12 @@ def raise_if_packed(
     elif any(key.startswith("cu_seq_lens") and kwargs[key] is not None for key in kwargs):
         found = "cu_seq_lens_*"
     elif position_ids is not None and position_ids.ndim == 2 and not torch.compiler.is_compiling():
-        restarts = position_ids[:, 1:] < position_ids[:, :-1]  # (1 or B, L - 1)
-        if attended is not None and attended.shape[1] == position_ids.shape[1]:
-            attended = attended.to(position_ids.device)
-            # Positions of pads are arbitrary, so only attended neighbours count.
-            restarts = restarts & attended[:, 1:] & attended[:, :-1]
+        if attended is None or attended.shape[1] != position_ids.shape[1]:
+            attended = torch.ones_like(position_ids, dtype=torch.bool)
+        # Positions of pads are arbitrary, so only attended ones count.
+        positions = torch.where(attended.to(position_ids.device).bool(), position_ids, -1)
+        highest = positions.cummax(-1).values  # (B, L)
+        restarts = (positions[:, 1:] >= 0) & (positions[:, 1:] <= highest[:, :-1])
         if bool(restarts.any()):
             found = "position_ids that restart within a row"
     if found is not None:

@@ -25,6 +25,7 @@ from .checkpoint_hyperllava import CheckpointFormat
 from .compat_hyperllava import nest_vision_tower
 from .configuration_hyperllava import HyperLlavaConfig
 from .decoder_hyperllava import ExpertInitialization, HyperLlavaTextModel
+from .experts_hyperllava import Expert
 from .guidance_hyperllava import (
     build_prompt_mask,
     find_attended,
@@ -33,6 +34,10 @@ from .guidance_hyperllava import (
 )
 from .inspection_hyperllava import collect_expert_weights
 from .projector_hyperllava import HyperLlavaMultiModalProjector
+
+# Loading a local folder, transformers 4.57 copies only the files that the entry file itself names,
+# so every file of the closure is named here.
+_REST_OF_CLOSURE = (Expert,)
 
 
 def continues_cache(past_key_values: Any, length: int) -> bool:
@@ -55,6 +60,24 @@ def continues_cache(past_key_values: Any, length: int) -> bool:
     if torch.compiler.is_compiling() and isinstance(seen, torch.Tensor):
         return False
     return int(seen) > 0
+
+
+def count_images(input_ids: torch.Tensor | None, image_token_id: int, num_images: int) -> list[int]:
+    """Count the images of each row by their placeholders.
+
+    Args:
+        input_ids: Token ids (B, L), or None where the call gives embeddings.
+        image_token_id: The placeholder.
+        num_images: N, images of all rows, each with as many placeholders.
+
+    Returns:
+        list[int]: Images of each row; one a row where placeholders do not tell.
+    """
+    if input_ids is None or input_ids.numel() == 0:
+        return [1] * num_images
+    placeholders = (input_ids == image_token_id).sum(-1)  # (B,)
+    counts = (placeholders * num_images // placeholders.sum().clamp(min=1)).tolist()
+    return counts if sum(counts) == num_images else [1] * num_images
 
 
 class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat):
@@ -330,7 +353,18 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
                 "prefill_chunk_size out, or use a checkpoint with "
                 "language_guidance_scope='token'."
             )
+        # An assistant is called again for each guess with what its first call was given; by then
+        # its cache carries the weights.
+        if getattr(config, "is_assistant", False) and get_carried(kwargs.get("past_key_values")):
+            kwargs.pop("guidance_mask", None)
         return super().generate(inputs, generation_config, **kwargs)
+
+    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        assistant_config = getattr(kwargs.get("assistant_model"), "config", None)
+        if not getattr(assistant_config, "guides_whole_samples", False):
+            # LLaVA as an assistant knows no such argument.
+            model_kwargs = {k: v for k, v in model_kwargs.items() if k != "guidance_mask"}
+        return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
 
     def _expand_inputs_for_generation(
         self,
@@ -352,28 +386,46 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
                 model_kwargs["guidance_mask"] = find_attended(
                     mask, batch_size, length, prompt.device
                 )
-        return super()._expand_inputs_for_generation(
+        # 5.x has encoded the images by now; 4.57 would repeat each image by itself, and so give
+        # the copies of a row with several images the wrong ones.
+        pixel_values = model_kwargs.pop("pixel_values", None) if expand_size > 1 else None
+        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
             input_ids=input_ids,
             **model_kwargs,
         )
+        if pixel_values is not None:
+            counts = count_images(input_ids, self.config.image_token_id, pixel_values.shape[0])
+            copies = [own.repeat(expand_size, 1, 1, 1) for own in pixel_values.split(counts)]
+            model_kwargs["pixel_values"] = torch.cat(copies)
+        return expanded_ids, model_kwargs
 
     def prepare_inputs_for_generation(
-        self, input_ids: Any, *args: Any, guidance_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Any,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        guidance_mask: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Prepare one step's inputs; the prompt is marked in the first step alone.
 
+        `generate` takes `inputs_embeds` only where this signature names it.
+
         Args:
             input_ids: Tokens so far (B, L).
-            *args: As in `GenerationMixin.prepare_inputs_for_generation`.
+            past_key_values: Cache.
+            inputs_embeds: Embeddings of the prompt (B, L, D).
             guidance_mask: 1 on the prompt (B, L of the prompt).
             **kwargs: As in `GenerationMixin.prepare_inputs_for_generation`.
 
         Returns:
             dict[str, Any]: Arguments of `forward`.
         """
-        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
         inputs = model_inputs.get("inputs_embeds")
         inputs = model_inputs["input_ids"] if inputs is None else inputs
         is_first = not continues_cache(model_inputs.get("past_key_values"), inputs.shape[1])
