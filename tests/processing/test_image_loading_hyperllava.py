@@ -107,7 +107,7 @@ def test_alpha_is_dropped_as_llava_drops_it():
         assert np.array_equal(np.asarray(load_rgb_image(image)), np.asarray(expected))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX", "RGBa"])
 def test_modes_are_converted_as_llava_converts_them(mode):
     image = IMAGE.convert(mode)
     expected = np.asarray(image.convert("RGB"))

@@ -6,7 +6,7 @@ from .call_arguments_hyperllava import CALL_ARGUMENTS, sort_arguments
 from .chat_templates_hyperllava import choose_columns, resolve_template
 from .conversations_hyperllava import name_sample, normalize_messages, split_batch
 from .image_batches_hyperllava import collect_images
-from .rendering_hyperllava import render_chat
+from .rendering_hyperllava import RenderedChat, render_chats
 
 
 class ConversationCalls:
@@ -88,28 +88,26 @@ class ConversationCalls:
             **self.tokenizer.special_tokens_map,
             **kwargs,
         }
-        chats = [
-            render_chat(
-                messages,
-                template,
-                name_sample(index, len(normalized)),
-                options,
-                tokenize and bool(extras),
-            )
-            for index, (messages, _) in enumerate(normalized)
-        ]
+        messages = [cleaned for cleaned, _ in normalized]
+        chats = render_chats(messages, template, options, tokenize and bool(extras))
         if not tokenize:
             return [chat.text for chat in chats] if is_batch else chats[0].text
         if return_tensors not in (None, "auto"):
             call["return_tensors"] = return_tensors
+        found = collect_images([found for _, found in normalized], images, is_batch)
+        outputs = self._encode_chats(chats, found, call, extras)
+        return outputs if return_dict else outputs["input_ids"]
+
+    def _encode_chats(
+        self, chats: list[RenderedChat], images: Any, call: dict[str, Any], extras: tuple[str, ...]
+    ) -> Any:
+        """Encode rendered conversations with the arguments of the call."""
         arguments, image_settings = sort_arguments(call)
         bos = self.tokenizer.bos_token
         if bos and chats[0].text.startswith(bos):
             # A template that writes BOS itself must not get a second one.
             arguments.add_special_tokens = False
-        batch_images = collect_images([found for _, found in normalized], images, is_batch)
-        outputs = self._encode(chats, batch_images, arguments, image_settings, extras)
-        return outputs if return_dict else outputs["input_ids"]
+        return self._encode(chats, images, arguments, image_settings, extras)
 
     def get_chat_template(self, chat_template: str | None = None) -> str:
         """Resolve a chat template.

@@ -9,6 +9,7 @@ Unusual on purpose:
 
 - Alpha is dropped, not composited: LLaVA calls `convert("RGB")`, and the pixels have to be LLaVA's.
 - 16-bit samples are scaled to 8 bits (65535 becomes 255). Pillow alone would clip them to white.
+  Only what comes from a URL is converted by transformers' own loader, and so by Pillow's rule.
 - EXIF orientation is applied, so that a phone's picture arrives the way up that its owner sees it.
 """
 
@@ -35,6 +36,7 @@ EXPECTED = (
 )
 
 _BASE64_TEXT = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+_ORIENTATION = 0x0112  # EXIF tag
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -190,20 +192,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     _check_size(image)
     try:
         image.load()
-        if image.getexif().get(0x0112, 1) != 1:
+        if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
-            return _from_deep_samples(image).convert("RGB")
-        if image.mode == "P" and "transparency" in image.info:
-            # The same colours as a direct conversion, without Pillow's warning about the dropped
-            # alpha.
-            image = image.convert("RGBA")
-        return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(
             f"the image is damaged or cut short ({error}); expected a complete file. Copy or "
             "download it again."
         ) from error
+    if image.mode in _SIXTEEN_BIT_MODES or image.mode == "F":
+        image = _from_deep_samples(image)
+    if image.mode == "P" and "transparency" in image.info:
+        # The colours of a direct conversion, without Pillow's warning about the dropped alpha.
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep_samples(image: Image.Image) -> Image.Image:

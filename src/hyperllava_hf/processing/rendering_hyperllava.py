@@ -6,6 +6,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates_hyperllava import has_generation_markers
+from .conversations_hyperllava import name_sample
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,27 @@ class RenderedChat:
     text: str
     spans: list[tuple[int, int]]
     prompt_end: int | None
+
+
+def render_chats(
+    conversations: list[list[dict[str, Any]]], template: str, options: dict[str, Any], track: bool
+) -> list[RenderedChat]:
+    """Render a batch of conversations.
+
+    Args:
+        conversations: Normalised conversations.
+        template: Jinja source.
+        options: As for `render_chat`.
+        track: Whether to locate what the assistant says.
+
+    Returns:
+        One rendered conversation each.
+    """
+    total = len(conversations)
+    return [
+        render_chat(messages, template, name_sample(index, total), options, track)
+        for index, messages in enumerate(conversations)
+    ]
 
 
 def render_chat(
