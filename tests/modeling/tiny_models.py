@@ -26,7 +26,6 @@ TEXT = {
     "pad_token_id": PAD,
     "bos_token_id": BOS,
     "eos_token_id": EOS,
-    "attn_implementation": "eager",
 }
 VISION = {
     "model_type": "clip_vision_model",
@@ -37,7 +36,6 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
     "projection_dim": 8,
-    "attn_implementation": "eager",
 }
 EXPERTS = {"expert_input_dim": 5, "expert_hidden_dim": 3}
 

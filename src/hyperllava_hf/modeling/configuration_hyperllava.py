@@ -33,6 +33,12 @@ EXPERT_FIELDS: dict[str, Any] = {
     "expert_source": "guided",
 }
 
+# LLaVA's fields of which features leave the vision tower, with its defaults.
+VISION_FIELDS: dict[str, Any] = {
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+
 # Fields that take one of a few names.
 CHOICES = {
     "visual_expert": ("first", "second", "both", "none"),
@@ -113,13 +119,12 @@ class HyperLlavaConfig(LlavaConfig):
         self.expert_input_dim = expert_input_dim
         self.expert_hidden_dim = expert_hidden_dim
         self.expert_source = expert_source
-        # LLaVA stops at a wrong strategy before we could name the other faults beside it.
-        strategy = kwargs.get("vision_feature_select_strategy", "default")
-        if strategy not in CHOICES["vision_feature_select_strategy"]:
-            kwargs["vision_feature_select_strategy"] = "default"
-        super().__init__(vision_config=vision_config, text_config=text_config, **kwargs)
-        if self.vision_feature_select_strategy != strategy:
-            self.__dict__["vision_feature_select_strategy"] = strategy
+        # LLaVA stops at a wrong value of these before we could name the other faults beside it.
+        given = {name: kwargs.pop(name, default) for name, default in VISION_FIELDS.items()}
+        super().__init__(
+            vision_config=vision_config, text_config=text_config, **VISION_FIELDS, **kwargs
+        )
+        self.__dict__.update(given)
         self.raise_if_invalid()
 
     @property

@@ -137,6 +137,23 @@ def raise_if_packed(
         )
 
 
+def raise_if_shapes_differ(guidance_mask: torch.Tensor, expected: Any) -> None:
+    """Refuse a mask that does not fit the prompt.
+
+    Args:
+        guidance_mask: The caller's mask.
+        expected: (B, L) of the prompt.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if tuple(guidance_mask.shape) != tuple(expected):
+        raise ValueError(
+            f"guidance_mask: found shape {tuple(guidance_mask.shape)}, expected "
+            f"{tuple(expected)}, one entry a position of the prompt."
+        )
+
+
 def build_prompt_mask(
     guidance_mask: torch.Tensor | None,
     attended: torch.Tensor | None,
@@ -155,16 +172,11 @@ def build_prompt_mask(
         torch.Tensor: Mask (B, L), boolean.
 
     Raises:
-        ValueError: If the positions cannot be told, or shapes differ.
+        ValueError: If the positions cannot be told.
     """
     if guidance_mask is not None:
         mask = guidance_mask.bool()
         if attended is not None:
-            if mask.shape != attended.shape:
-                raise ValueError(
-                    f"guidance_mask: found shape {tuple(mask.shape)}, expected "
-                    f"{tuple(attended.shape)}, one entry a position of the prompt."
-                )
             mask = mask.to(attended.device) & attended
     elif attended is not None:
         mask = attended

@@ -31,6 +31,7 @@ from .guidance_hyperllava import (
     find_attended,
     prompt_before_labels,
     raise_if_packed,
+    raise_if_shapes_differ,
 )
 from .inspection_hyperllava import collect_expert_weights
 from .projector_hyperllava import HyperLlavaMultiModalProjector
@@ -213,6 +214,8 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
             raise_if_packed(attn_implementation, None, None, kwargs)
             self.check_continuation(past_key_values, guidance_mask)
             return None
+        if guidance_mask is not None:
+            raise_if_shapes_differ(guidance_mask, (batch_size, length))
         raise_if_packed(attn_implementation, position_ids, known, kwargs)
         is_image = inputs == self.config.image_token_id if inputs.ndim == 2 else None
         pooling = self.config.language_guidance_pooling
@@ -361,8 +364,9 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         assistant_config = getattr(kwargs.get("assistant_model"), "config", None)
-        if not getattr(assistant_config, "guides_whole_samples", False):
-            # LLaVA as an assistant knows no such argument.
+        retokenizes = kwargs.get("assistant_tokenizer") is not None
+        if retokenizes or not getattr(assistant_config, "guides_whole_samples", False):
+            # LLaVA as an assistant knows no such argument; other tokens have other positions.
             model_kwargs = {k: v for k, v in model_kwargs.items() if k != "guidance_mask"}
         return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
 
@@ -380,7 +384,9 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
             cache, given = model_kwargs.get("past_key_values"), model_kwargs.get("guidance_mask")
             if continues_cache(cache, prompt.shape[1]):
                 self.model.check_continuation(cache, given)
-            elif given is None:
+            elif given is not None:
+                raise_if_shapes_differ(given, prompt.shape[:2])
+            else:
                 mask = model_kwargs.get("attention_mask")
                 batch_size, length = prompt.shape[:2]
                 model_kwargs["guidance_mask"] = find_attended(
