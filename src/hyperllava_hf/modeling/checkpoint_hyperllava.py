@@ -52,19 +52,22 @@ def _name_some(keys: list[str]) -> str:
     return shown if len(keys) <= NUM_NAMED else f"{shown} and {len(keys) - NUM_NAMED} more"
 
 
-def check_loaded_keys(missing: list[str], unexpected: list[str], may_drop_experts: bool) -> None:
+def check_loaded_keys(
+    missing: list[str], unexpected: list[str], may_drop_experts: bool, reports_missing: bool = False
+) -> None:
     """Judge what a checkpoint lacked and what it held too much of.
 
     Args:
         missing: Keys of the model that the checkpoint lacks.
         unexpected: Keys of the checkpoint that the model lacks.
         may_drop_experts: Whether the caller chose the expert fields by keyword.
+        reports_missing: Whether the caller gets the missing keys, to judge them himself.
 
     Raises:
-        ValueError: If a base weight is missing, or trained experts would be dropped unasked.
+        ValueError: If a base weight is missing unreported, or trained experts would be dropped unasked.
     """
     base = [key for key in missing if not is_expert_key(key)]
-    if base:
+    if base and not reports_missing:
         raise ValueError(
             f"{len(base)} base weights are missing from the checkpoint: {_name_some(base)}. "
             "Expected a LLaVA or HyperLLaVA checkpoint whose config.json fits its weights; check "
@@ -77,9 +80,10 @@ def check_loaded_keys(missing: list[str], unexpected: list[str], may_drop_expert
             f"place for: {_name_some(experts)}. Restore the expert fields of config.json, or pass "
             "them as keywords to load other experts on purpose."
         )
-    if missing:
+    fresh = [key for key in missing if is_expert_key(key)]
+    if fresh:
         logger.warning(
-            f"{len(missing)} expert weights were not in the checkpoint; they start as the "
+            f"{len(fresh)} expert weights were not in the checkpoint; they start as the "
             "identity update."
         )
     if experts:
@@ -139,7 +143,7 @@ class CheckpointFormat(PreTrainedModel):
 
         Raises:
             ValueError: If a base weight is missing, or the checkpoint's experts contradict its
-                configuration.
+                configuration. With `output_loading_info`, missing keys are reported instead.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("key_mapping") is None:
@@ -154,7 +158,7 @@ class CheckpointFormat(PreTrainedModel):
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         check_loaded_keys(
-            list(info["missing_keys"]), list(info["unexpected_keys"]), may_drop_experts
+            list(info["missing_keys"]), list(info["unexpected_keys"]), may_drop_experts, wants_info
         )
         return (model, info) if wants_info else model
 

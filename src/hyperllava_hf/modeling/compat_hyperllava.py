@@ -93,6 +93,8 @@ class NestedVisionTower(nn.Module):
         super().__init__()
         self.vision_model = vision_model
         self.config = vision_model.config
+        # Read off the tower, as off every other.
+        self._supports_sdpa = getattr(vision_model, "_supports_sdpa", False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the vision model.

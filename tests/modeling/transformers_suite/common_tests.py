@@ -8,11 +8,18 @@ import unittest
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel
+from transformers.models.auto import modeling_auto
 
 from hyperllava_hf import HyperLlavaConfig, HyperLlavaForConditionalGeneration, HyperLlavaModel
 
 from .generation.test_utils import GenerationTesterMixin
 from .test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+
+# By these lists of names the mixin knows which class has a head, and takes labels.
+modeling_auto.MODEL_MAPPING_NAMES["hyperllava"] = "HyperLlavaModel"
+modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["hyperllava"] = (
+    "HyperLlavaForConditionalGeneration"
+)
 
 PAD = 1
 IMAGE = 0
@@ -86,13 +93,6 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
 
     def setUp(self):
         self.model_tester = ModelTester(self.config_class, **self.fields)
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        # The mixin knows by a list of names which classes take labels.
-        if return_labels and model_class.__name__.endswith("ForConditionalGeneration"):
-            inputs["labels"] = torch.zeros_like(inputs["input_ids"])
-        return inputs
 
 
 class LlavaTest(CommonTests, unittest.TestCase):
