@@ -14,10 +14,19 @@ from pathlib import Path
 
 import pytest
 
-OURS = ("HyperLlavaTest", "HyperLlavaEverywhereTest", "HyperLlavaPromptTest")
+OURS = ("HyperLlavaTest", "HyperLlavaPromptTest")
 MISSING = {
     "generation/test_utils.py": "GenerationTesterMixin",
     "exporters/test_export.py": "ExportTesterMixin",
+}
+
+# Skipped by the mixin for every class outside transformers, or for what a signature lacks.
+SKIPPED_BY_NAME = {
+    "test_can_init_all_missing_weights": "has a list of its own models",
+    "test_reverse_loading_mapping": "LLaVA's keys are renamed by a table in transformers",
+    "test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions": (
+        "wants output_attentions spelled out in the signature; test_modeling_hyperllava.py has it"
+    ),
 }
 
 
@@ -58,7 +67,7 @@ def start(suite, name):
 
 
 def read(report):
-    """Names of the tests that ran and of those that failed."""
+    """Names of the tests that ran and of those that failed, a part of a test under its name."""
     ran, failed = set(), {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = case.get("name")
@@ -72,15 +81,13 @@ def read(report):
 
 @pytest.fixture(scope="module")
 def results(suite):
-    """Results by class; two processes at a time."""
+    """Results by class; the classes side by side."""
     found = {}
-    names = ["LlavaTest", *OURS]
-    for pair in (names[:2], names[2:]):
-        started = {name: start(suite, name) for name in pair}
-        for name, (process, report) in started.items():
-            process.wait(timeout=1500)
-            assert report.exists(), (suite.parent / f"{name}.log").read_text()[-3000:]
-            found[name] = read(report)
+    started = {name: start(suite, name) for name in ("LlavaTest", *OURS)}
+    for name, (process, report) in started.items():
+        process.wait(timeout=1800)
+        assert report.exists(), (suite.parent / f"{name}.log").read_text()[-3000:]
+        found[name] = read(report)
     return found
 
 

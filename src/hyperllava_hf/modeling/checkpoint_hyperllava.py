@@ -64,7 +64,8 @@ def check_loaded_keys(
         reports_missing: Whether the caller gets the missing keys, to judge them himself.
 
     Raises:
-        ValueError: If a base weight is missing unreported, or trained experts would be dropped unasked.
+        ValueError: If a base weight is missing unreported, or trained experts would be
+            dropped unasked.
     """
     base = [key for key in missing if not is_expert_key(key)]
     if base and not reports_missing:

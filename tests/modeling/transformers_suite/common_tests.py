@@ -104,9 +104,9 @@ class HyperLlavaTest(CommonTests, unittest.TestCase):
     all_model_classes = (HyperLlavaModel, HyperLlavaForConditionalGeneration)
 
 
-class HyperLlavaEverywhereTest(HyperLlavaTest):
-    fields = {"visual_expert": "both", "language_expert_layers": "all"}
-
-
 class HyperLlavaPromptTest(HyperLlavaTest):
-    fields = {"language_guidance_scope": "prompt"}
+    fields = {
+        "language_guidance_scope": "prompt",
+        "visual_expert": "both",
+        "language_expert_layers": "all",
+    }
