@@ -39,6 +39,7 @@ INSIDE_TRANSFORMERS = {
     "cache_utils: DynamicCache",
     "masking_utils: create_causal_mask",
     "modeling_outputs: BaseModelOutputWithPast",
+    "modeling_utils: PreTrainedModel",
     "models.llama.modeling_llama: LlamaDecoderLayer",
     "models.llama.modeling_llama: LlamaModel",
     "models.llama.modeling_llama: LlamaRMSNorm",
