@@ -1,15 +1,19 @@
-"""The recipe of the bundled checkpoint: four stages, each from the folders of those before it.
+"""The recipe of the bundled checkpoint: its stages, each from the folders of those before it.
 
-    tower    stage 0: a CLIP tower learns to read scenes (supervised)
-    decoder  stage 0: a Llama learns the language of scenes (text alone)
-    align    stage 1: projector and visual expert, on images and their descriptions
-    instruct stage 2: all but the tower, on conversations about images
+    tower      stage 0: a CLIP tower learns to read scenes (supervised)
+    decoder    stage 0: a Llama learns the language of scenes (text alone)
+    align      stage 1: projector and visual expert, on images and their descriptions
+    instruct   stage 2: all but the tower, on conversations about images
+    instruct_2 stage 2 goes on, slower, with questions that tie digits to places and inks
+    instruct_3 stage 2 goes on, on crowded scenes
 
-The first two do not need each other and can run at the same time.
+The first two do not need each other and can run at the same time. Each of the rest starts from the
+one before it.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -29,15 +33,15 @@ from .digits_model import (
     build_vision_config,
 )
 from .hyperllava_stages import run_stage
+from .scene_conversations import BINDING, BROAD, CROWDED, Mix
 from .scene_reader import SceneReader
-from .stages import STAGES
 from .tower_initialization import build_tower
 from .tower_stage import WeightAverage, collate_scenes, measure_reading
 from .trainer_runs import RunSettings, run_training
 
-STAGE_NAMES = ("tower", "decoder", *STAGES)
+STAGE_NAMES = ("tower", "decoder", "align", "instruct", "instruct_2", "instruct_3")
 # A stage's rows must not be another's: each counts from its own seed.
-SEEDS = {"decoder": 0, "tower": 1, "align": 2, "instruct": 3}
+SEEDS = {"decoder": 0, "tower": 1, "align": 2, "instruct": 3, "instruct_2": 22, "instruct_3": 23}
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,15 @@ class DigitsRecipe:
     """The numbers of the recipe.
 
     Learning rates are those of a model a thousand times smaller than the paper's: stage 1 keeps
-    the paper's 1e-3, stage 2 has 1e-3 where a 7B model has 2e-5.
+    the paper's 1e-3, stage 2 has 1e-3 and then less where a 7B model has 2e-5.
 
     Attributes:
         tower: Stage 0, the tower.
         decoder: Stage 0, the decoder.
         align: Stage 1.
-        instruct: Stage 2.
+        instruct: Stage 2, first round.
+        instruct_2: Stage 2, second round.
+        instruct_3: Stage 2, third round.
         num_text_turns: Questions a conversation in stage 0.
         num_image_turns: Questions a conversation in stage 2.
     """
@@ -73,7 +79,7 @@ class DigitsRecipe:
     )
     align: RunSettings = field(
         default_factory=lambda: RunSettings(
-            num_steps=1000, batch_size=32, learning_rate=1e-3, seed=SEEDS["align"]
+            num_steps=500, batch_size=32, learning_rate=1e-3, seed=SEEDS["align"]
         )
     )
     instruct: RunSettings = field(
@@ -81,8 +87,27 @@ class DigitsRecipe:
             num_steps=3000, batch_size=16, learning_rate=1e-3, seed=SEEDS["instruct"]
         )
     )
+    instruct_2: RunSettings = field(
+        default_factory=lambda: RunSettings(
+            num_steps=3000, batch_size=8, learning_rate=4e-4, seed=SEEDS["instruct_2"]
+        )
+    )
+    instruct_3: RunSettings = field(
+        default_factory=lambda: RunSettings(
+            num_steps=2400, batch_size=8, learning_rate=4e-4, seed=SEEDS["instruct_3"]
+        )
+    )
     num_text_turns: int = 5
     num_image_turns: int = 6
+
+
+# What each round of the paper's stages is about.
+MIXES: dict[str, Mix] = {
+    "align": BROAD,
+    "instruct": BROAD,
+    "instruct_2": BINDING,
+    "instruct_3": CROWDED,
+}
 
 
 def train_tower(recipe: DigitsRecipe, folder: Path) -> dict[str, Any]:
@@ -120,28 +145,30 @@ def train_decoder(recipe: DigitsRecipe, folder: Path) -> dict[str, Any]:
     return {"log": log}
 
 
-def train_hyperllava(recipe: DigitsRecipe, folders: Path, stage: str) -> dict[str, Any]:
-    """Train and save the HyperLLaVA of stage 1 or 2.
+def train_hyperllava(recipe: DigitsRecipe, folders: Path, name: str) -> dict[str, Any]:
+    """Train and save the HyperLLaVA of stage 1 or of a round of stage 2.
 
     Args:
         recipe: The recipe.
         folders: Where the stages' folders lie.
-        stage: "align" or "instruct".
+        name: One of `MIXES`.
 
     Returns:
         The stage's record.
     """
-    if stage == "align":
+    if name == "align":
         processor = build_digits_processor()
         tower = CLIPVisionModel.from_pretrained(folders / "tower")
         decoder = LlamaForCausalLM.from_pretrained(folders / "decoder")
         model = assemble_digits_model(tower, decoder, processor.image_token_id)
     else:
-        processor = HyperLlavaProcessor.from_pretrained(folders / "align")
-        model = HyperLlavaForConditionalGeneration.from_pretrained(folders / "align")
-    settings = getattr(recipe, stage)
-    folder = folders / stage
-    log = run_stage(model, processor, stage, settings, folder, recipe.num_image_turns)
+        previous = folders / STAGE_NAMES[STAGE_NAMES.index(name) - 1]
+        processor = HyperLlavaProcessor.from_pretrained(previous)
+        model = HyperLlavaForConditionalGeneration.from_pretrained(previous)
+    stage = name.split("_")[0]
+    folder = folders / name
+    settings = getattr(recipe, name)
+    log = run_stage(model, processor, stage, settings, folder, recipe.num_image_turns, MIXES[name])
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return {"log": log}
@@ -175,7 +202,11 @@ def build_stage_runs(
     runs: dict[str, Callable[[Path], dict[str, Any]]] = {
         "tower": lambda folder: train_tower(recipe, folder),
         "decoder": lambda folder: train_decoder(recipe, folder),
-        "align": lambda folder: train_hyperllava(recipe, folders, "align"),
-        "instruct": lambda folder: train_hyperllava(recipe, folders, "instruct"),
     }
+    for name in MIXES:
+        runs[name] = functools.partial(_train_into, recipe, folders, name)
     return {name: time_run(name, run) for name, run in runs.items()}
+
+
+def _train_into(recipe: DigitsRecipe, folders: Path, name: str, _: Path) -> dict[str, Any]:
+    return train_hyperllava(recipe, folders, name)

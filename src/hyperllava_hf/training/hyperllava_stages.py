@@ -17,10 +17,11 @@ from ..evaluation.digit_scenes import Description
 from ..modeling import HyperLlavaForConditionalGeneration
 from ..processing import HyperLlavaProcessor
 from .scene_conversations import (
+    BROAD,
     Message,
+    Mix,
     build_caption,
     build_messages,
-    sample_training_scene,
     sample_turns,
 )
 from .scene_tensors import build_scene_batch, draw_scene_batch
@@ -50,7 +51,11 @@ def draw_training_images(
 
 
 def build_image_collator(
-    processor: HyperLlavaProcessor, stage: str, num_turns: int = 1, split: str = "train"
+    processor: HyperLlavaProcessor,
+    stage: str,
+    num_turns: int = 1,
+    mix: Mix = BROAD,
+    split: str = "train",
 ) -> Callable[[list[int]], dict[str, torch.Tensor]]:
     """Build the collator of a stage.
 
@@ -58,6 +63,7 @@ def build_image_collator(
         processor: The processor.
         stage: "align" or "instruct".
         num_turns: Questions a conversation; read by "instruct".
+        mix: What the rows are about.
         split: The split whose handwriting is used.
 
     Returns:
@@ -67,11 +73,11 @@ def build_image_collator(
     def build_conversation(seed: int, scene: Description) -> list[Message]:
         if stage == "align":
             return build_caption(scene)
-        return build_messages(sample_turns(seed, scene, num_turns), with_image=True)
+        return build_messages(sample_turns(seed, scene, num_turns, mix), with_image=True)
 
     def collate(seeds: list[int]) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seeds[0])
-        scenes = [sample_training_scene(seed, split) for seed in seeds]
+        scenes = [mix.sample_scene(seed, split) for seed in seeds]
         encoded = processor.apply_chat_template(
             [build_conversation(seed, scene) for seed, scene in zip(seeds, scenes, strict=True)],
             chat_template=TEMPLATES[stage],
@@ -94,6 +100,7 @@ def run_stage(
     settings: RunSettings,
     folder: Path,
     num_turns: int = 1,
+    mix: Mix = BROAD,
     split: str = "train",
 ) -> list[dict[str, float]]:
     """Train a stage in place.
@@ -105,11 +112,12 @@ def run_stage(
         settings: The stage's settings.
         folder: Where the Trainer may write.
         num_turns: Questions a conversation; read by "instruct".
+        mix: What the rows are about.
         split: The split whose handwriting is used.
 
     Returns:
         The training log.
     """
     set_trainable(model, stage)
-    collate = build_image_collator(processor, stage, num_turns, split)
+    collate = build_image_collator(processor, stage, num_turns, mix, split)
     return run_training(model, collate, settings, folder)

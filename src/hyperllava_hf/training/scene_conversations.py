@@ -8,6 +8,7 @@ questions to one image, which spreads the cost of the image over them.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..evaluation.digit_questions import (
@@ -27,16 +28,6 @@ from ..evaluation.digit_scenes import (
     sample_scene,
 )
 
-# How often a turn of a conversation asks for each form.
-FORM_WEIGHTS = {
-    "reading": 4.0,
-    "colour": 3.0,
-    "counting_all": 1.0,
-    "counting_ink": 2.5,
-    "counting_digit": 4.0,
-    "presence": 4.0,
-    "description": 1.5,
-}
 MAX_DISTINCT_WHEN_REPETITIVE = 2
 Message = dict[str, Any]
 
@@ -72,25 +63,98 @@ def sample_training_scene(seed: int, split: str = "train") -> Description:
     return sample_scene(seed, split, num_digits, digits, inks)
 
 
-def sample_turns(seed: int, scene: Description, num_turns: int) -> list[Turn]:
+def sample_crowded_scene(seed: int, split: str = "train") -> Description:
+    """Sample a scene that mostly holds several different digits in different inks.
+
+    Args:
+        seed: Any integer.
+        split: The split whose handwriting is used.
+
+    Returns:
+        The description.
+    """
+    rng = random.Random(f"scene {seed}")
+    num_digits = rng.choices(range(1, 5), (1, 3, 4, 6))[0]
+    digits = inks = None
+    kind = rng.random()
+    if kind < 0.2:
+        pool = rng.sample(range(10), 2)
+        digits = [rng.choice(pool) for _ in range(num_digits)]
+    if 0.12 < kind < 0.3:
+        names = rng.sample(list(INKS), 2)
+        inks = [rng.choice(names) for _ in range(num_digits)]
+    return sample_scene(seed, split, num_digits, digits, inks)
+
+
+class Mix(NamedTuple):
+    """What conversations are about: a sampler of scenes, and how often a turn asks each form."""
+
+    sample_scene: Callable[[int, str], Description]
+    form_weights: dict[str, float]
+
+
+# Every family, on scenes of any number of digits.
+BROAD = Mix(
+    sample_training_scene,
+    {
+        "reading": 4.0,
+        "colour": 3.0,
+        "counting_all": 1.0,
+        "counting_ink": 2.5,
+        "counting_digit": 4.0,
+        "presence": 4.0,
+        "description": 1.5,
+    },
+)
+# What ties a digit to its place and its ink: the last to be learnt, and least asked for in BROAD,
+# where many scenes hold one digit or one ink.
+BINDING = Mix(
+    sample_crowded_scene,
+    {
+        "reading": 6.0,
+        "colour": 6.0,
+        "counting_all": 0.2,
+        "counting_ink": 0.7,
+        "counting_digit": 1.0,
+        "presence": 1.0,
+        "description": 1.0,
+    },
+)
+# The remaining weaknesses after BINDING: whole descriptions, and counts that it asks for rarely.
+CROWDED = Mix(
+    sample_crowded_scene,
+    {
+        "reading": 4.0,
+        "colour": 2.0,
+        "counting_all": 0.7,
+        "counting_ink": 3.0,
+        "counting_digit": 2.5,
+        "presence": 2.0,
+        "description": 5.0,
+    },
+)
+
+
+def sample_turns(seed: int, scene: Description, num_turns: int, mix: Mix = BROAD) -> list[Turn]:
     """Sample different questions about a scene, each in one of its five training phrasings.
 
     Args:
         seed: Any integer.
         scene: The scene.
-        num_turns: How many; fewer come back where the scene does not hold as many.
+        num_turns: How many.
+        mix: How often each form is asked for.
 
     Returns:
         The turns, in random order.
     """
     rng = random.Random(f"turns {seed}")
-    by_form: dict[str, list[Fact]] = {form: [] for form in FORM_WEIGHTS}
+    by_form: dict[str, list[Fact]] = {form: [] for form in mix.form_weights}
     for fact in list_facts(scene):
         by_form[fact.form].append(fact)
     turns = []
     for _ in range(num_turns):
         forms = [form for form, facts in by_form.items() if facts]
-        form = rng.choices(forms, [FORM_WEIGHTS[form] for form in forms])[0]
+        form = rng.choices(forms, [mix.form_weights[form] for form in forms])[0]
         fact = _choose_fact(rng, scene, by_form[form])
         by_form[form].remove(fact)
         question = word_fact(fact, rng.randrange(NUM_PHRASINGS))
