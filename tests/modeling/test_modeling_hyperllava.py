@@ -284,7 +284,7 @@ def test_attention_implementations_agree(mode, implementation):
     model.set_attn_implementation({"text_config": implementation})
     assert model.config.text_config._attn_implementation == implementation
     kept = inputs["attention_mask"].bool()
-    # transformers compiles flex attention, which needs a C++ compiler; its eager form computes the same.
+    # transformers compiles flex attention, which needs a C++ compiler; eager computes the same.
     with torch.compiler.set_stance("force_eager"):
         found = logits(model, **inputs, **mask)
     assert differ(found[kept], expected[kept]) < NEAR
