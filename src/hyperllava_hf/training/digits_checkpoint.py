@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -87,6 +88,19 @@ def write_training_log(work: Path, path: Path) -> None:
             writer.writerows({"stage": stage, **row} for row in read_record(work / stage)["log"])
 
 
+def write_training_stages(work: Path, path: Path) -> None:
+    """Write what each stage was run with and how long it took.
+
+    Args:
+        work: Where the stages' folders lie.
+        path: The json file.
+    """
+    names = ("settings", "seconds", "threads")
+    records = {stage: read_record(work / stage) for stage in STAGE_NAMES}
+    stages = {stage: {name: record[name] for name in names} for stage, record in records.items()}
+    path.write_text(json.dumps(stages, indent=2) + "\n", encoding="utf-8")
+
+
 def write_checkpoint(work: Path, output: Path, card: Path | None) -> None:
     """Write the finished model's folder.
 
@@ -99,6 +113,7 @@ def write_checkpoint(work: Path, output: Path, card: Path | None) -> None:
     model.save_pretrained(output)
     HyperLlavaProcessor.from_pretrained(work / STAGE_NAMES[-1]).save_pretrained(output)
     write_training_log(work, output / "training_log.csv")
+    write_training_stages(work, output / "training_stages.json")
     if card is not None and card.is_file():
         shutil.copyfile(card, output / "README.md")
 
