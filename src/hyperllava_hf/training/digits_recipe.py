@@ -6,6 +6,8 @@
     instruct   stage 2: all but the tower, on conversations about images
     instruct_2 stage 2 goes on, slower, with questions that tie digits to places and inks
     instruct_3 stage 2 goes on, on crowded scenes
+    instruct_4 stage 2 goes on, on the forms that are answered worst on validation
+    instruct_5 stage 2 ends, on places
 
 The first two do not need each other and can run at the same time. Each of the rest starts from the
 one before it.
@@ -33,15 +35,33 @@ from .digits_model import (
     build_vision_config,
 )
 from .hyperllava_stages import run_stage
-from .scene_conversations import BINDING, BROAD, CROWDED, Mix
+from .scene_conversations import BINDING, BROAD, CROWDED, FINISH, PLACES_MIX, Mix
 from .scene_reader import SceneReader
 from .tower_initialization import build_tower
 from .tower_stage import WeightAverage, collate_scenes, measure_reading
 from .trainer_runs import RunSettings, run_training
 
-STAGE_NAMES = ("tower", "decoder", "align", "instruct", "instruct_2", "instruct_3")
+STAGE_NAMES = (
+    "tower",
+    "decoder",
+    "align",
+    "instruct",
+    "instruct_2",
+    "instruct_3",
+    "instruct_4",
+    "instruct_5",
+)
 # A stage's rows must not be another's: each counts from its own seed.
-SEEDS = {"decoder": 0, "tower": 1, "align": 2, "instruct": 3, "instruct_2": 22, "instruct_3": 23}
+SEEDS = {
+    "decoder": 0,
+    "tower": 1,
+    "align": 2,
+    "instruct": 3,
+    "instruct_2": 22,
+    "instruct_3": 23,
+    "instruct_4": 24,
+    "instruct_5": 25,
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,8 @@ class DigitsRecipe:
         instruct: Stage 2, first round.
         instruct_2: Stage 2, second round.
         instruct_3: Stage 2, third round.
+        instruct_4: Stage 2, fourth round.
+        instruct_5: Stage 2, fifth round.
         num_text_turns: Questions a conversation in stage 0.
         num_image_turns: Questions a conversation in stage 2.
     """
@@ -97,6 +119,16 @@ class DigitsRecipe:
             num_steps=2400, batch_size=8, learning_rate=4e-4, seed=SEEDS["instruct_3"]
         )
     )
+    instruct_4: RunSettings = field(
+        default_factory=lambda: RunSettings(
+            num_steps=1000, batch_size=8, learning_rate=3e-4, seed=SEEDS["instruct_4"]
+        )
+    )
+    instruct_5: RunSettings = field(
+        default_factory=lambda: RunSettings(
+            num_steps=600, batch_size=8, learning_rate=5e-4, seed=SEEDS["instruct_5"]
+        )
+    )
     num_text_turns: int = 5
     num_image_turns: int = 6
 
@@ -107,6 +139,8 @@ MIXES: dict[str, Mix] = {
     "instruct": BROAD,
     "instruct_2": BINDING,
     "instruct_3": CROWDED,
+    "instruct_4": FINISH,
+    "instruct_5": PLACES_MIX,
 }
 
 

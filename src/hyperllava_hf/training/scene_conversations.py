@@ -86,6 +86,19 @@ def sample_crowded_scene(seed: int, split: str = "train") -> Description:
     return sample_scene(seed, split, num_digits, digits, inks)
 
 
+def sample_any_scene(seed: int, split: str = "train") -> Description:
+    """Sample a scene as one of the other two samplers does, in turn.
+
+    Args:
+        seed: Any integer.
+        split: The split whose handwriting is used.
+
+    Returns:
+        The description.
+    """
+    return (sample_training_scene if seed % 2 else sample_crowded_scene)(seed, split)
+
+
 class Mix(NamedTuple):
     """What conversations are about: a sampler of scenes, and how often a turn asks each form."""
 
@@ -131,6 +144,32 @@ CROWDED = Mix(
         "counting_digit": 2.5,
         "presence": 2.0,
         "description": 5.0,
+    },
+)
+# The forms that were last on validation: places, and counts of an ink.
+FINISH = Mix(
+    sample_any_scene,
+    {
+        "reading": 8.0,
+        "colour": 1.5,
+        "counting_all": 0.5,
+        "counting_ink": 6.0,
+        "counting_digit": 2.0,
+        "presence": 1.5,
+        "description": 1.5,
+    },
+)
+# Places above all: left and right in the bottom row were the last to be told apart.
+PLACES_MIX = Mix(
+    sample_crowded_scene,
+    {
+        "reading": 16.0,
+        "colour": 1.0,
+        "counting_all": 0.3,
+        "counting_ink": 4.0,
+        "counting_digit": 1.0,
+        "presence": 1.0,
+        "description": 1.0,
     },
 )
 
