@@ -51,7 +51,8 @@ def ask(model, processor, image: Image.Image, question: str) -> str:
         return_tensors="pt",
     )
     tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answer = tokens[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(answer, skip_special_tokens=True).strip()
 
 
 def main() -> None:

@@ -54,15 +54,21 @@ class Answer:
 
 
 class CallbackStreamer(TextStreamer):
-    """Hand each piece of text to a function as soon as its words are whole."""
+    """Hand each piece of text to a function as soon as its words are whole.
+
+    The space that many tokenizers put before the first word is left out.
+    """
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_text = on_text
+        self.started = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Pass the text on."""
+        text = text if self.started else text.lstrip()
         if text:
+            self.started = True
             self.on_text(text)
 
 

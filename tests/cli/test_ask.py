@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hyperllava_hf.chat import Chat, Sampling, choose_device, split_images_and_question
+from hyperllava_hf.chat import (
+    CallbackStreamer,
+    Chat,
+    Sampling,
+    choose_device,
+    split_images_and_question,
+)
 from hyperllava_hf.cli.app import main
 
 PICTURES = Path(__file__).parents[2] / "examples"
@@ -46,6 +52,14 @@ def test_pieces_of_a_streamed_answer_make_up_the_answer(
     answer = chat.ask("What?", Sampling(max_new_tokens=9), pieces.append)
     assert "".join(pieces).strip() == answer.text
     assert answer.new_tokens == 9
+
+
+def test_stream_leaves_out_the_space_before_the_first_word() -> None:
+    pieces: list[str] = []
+    streamer = CallbackStreamer(None, pieces.append)
+    for text in ("", " ", " A red", " 5."):
+        streamer.on_finalized_text(text)
+    assert pieces == ["A red", " 5."]
 
 
 def test_json_is_one_object_a_line(ask: Callable[..., tuple[str, str]], picture: Path) -> None:
