@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 from transformers import AutoProcessor
 
@@ -71,10 +71,11 @@ def main() -> None:
         # Without colours the drawing would be one grey square.
         if console.color_system in ("256", "truecolor"):
             console.print(draw(image))
+        rows = Table.grid(padding=(0, 3))
         for question in QUESTIONS:
-            answer = ask(model, processor, image, question)
-            console.print(f"{question:<34}[bold]{escape(answer)}[/bold]")
-        console.print(f"{'(as drawn)':<34}{drawn[path.name]['description']}", style="dim")
+            rows.add_row(question, Text(ask(model, processor, image, question), style="bold"))
+        rows.add_row("(as drawn)", drawn[path.name]["description"], style="dim")
+        console.print(rows)
 
 
 if __name__ == "__main__":
