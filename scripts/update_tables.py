@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,7 @@ def main() -> None:
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(update_text(path.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copyfile(ROOT / "MODEL_CARD.md", CHECKPOINT / "README.md")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,22 @@ def test_tables_say_what_the_result_files_say(name: str) -> None:
     assert update_tables.update_text(text) == text
 
 
+def test_checkpoint_carries_its_card() -> None:
+    card = load_update_tables().CHECKPOINT / "README.md"
+    assert card.read_text(encoding="utf-8") == (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_checkpoint_holds_our_code_and_fits_the_package() -> None:
+    folder = load_update_tables().CHECKPOINT
+    shipped = {
+        path.name: path.read_bytes()
+        for part in ("modeling", "processing")
+        for path in (ROOT / "src" / "hyperllava_hf" / part).glob("*_hyperllava.py")
+    }
+    assert {path.name: path.read_bytes() for path in folder.glob("*.py")} == shipped
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6
+
+
 def test_bundled_checkpoint_reaches_every_floor() -> None:
     update_tables = load_update_tables()
     metrics = update_tables.json.loads(update_tables.METRICS.read_text(encoding="utf-8"))

@@ -7,7 +7,9 @@
     instruct_2 stage 2 goes on, slower, with questions that tie digits to places and inks
     instruct_3 stage 2 goes on, on crowded scenes
     instruct_4 stage 2 goes on, on the forms that are answered worst on validation
-    instruct_5 stage 2 ends, on places
+    instruct_5 stage 2 goes on, on places
+    instruct_6 stage 2 goes on, on places
+    instruct_7 stage 2 ends, on counts
 
 The first two do not need each other and can run at the same time. Each of the rest starts from the
 one before it.
@@ -35,7 +37,7 @@ from .digits_model import (
     build_vision_config,
 )
 from .hyperllava_stages import run_stage
-from .scene_conversations import BINDING, BROAD, CROWDED, FINISH, PLACES_MIX, Mix
+from .scene_conversations import BINDING, BROAD, COUNTS, CROWDED, FINISH, PLACES_MIX, Mix
 from .scene_reader import SceneReader
 from .tower_initialization import build_tower
 from .tower_stage import WeightAverage, collate_scenes, measure_reading
@@ -50,6 +52,8 @@ STAGE_NAMES = (
     "instruct_3",
     "instruct_4",
     "instruct_5",
+    "instruct_6",
+    "instruct_7",
 )
 # A stage's rows must not be another's: each counts from its own seed.
 SEEDS = {
@@ -61,6 +65,8 @@ SEEDS = {
     "instruct_3": 23,
     "instruct_4": 24,
     "instruct_5": 25,
+    "instruct_6": 26,
+    "instruct_7": 27,
 }
 
 
@@ -80,6 +86,8 @@ class DigitsRecipe:
         instruct_3: Stage 2, third round.
         instruct_4: Stage 2, fourth round.
         instruct_5: Stage 2, fifth round.
+        instruct_6: Stage 2, sixth round.
+        instruct_7: Stage 2, seventh round.
         num_text_turns: Questions a conversation in stage 0.
         num_image_turns: Questions a conversation in stage 2.
     """
@@ -129,6 +137,16 @@ class DigitsRecipe:
             num_steps=600, batch_size=8, learning_rate=5e-4, seed=SEEDS["instruct_5"]
         )
     )
+    instruct_6: RunSettings = field(
+        default_factory=lambda: RunSettings(
+            num_steps=1500, batch_size=8, learning_rate=5e-4, seed=SEEDS["instruct_6"]
+        )
+    )
+    instruct_7: RunSettings = field(
+        default_factory=lambda: RunSettings(
+            num_steps=1400, batch_size=8, learning_rate=4e-4, seed=SEEDS["instruct_7"]
+        )
+    )
     num_text_turns: int = 5
     num_image_turns: int = 6
 
@@ -141,6 +159,8 @@ MIXES: dict[str, Mix] = {
     "instruct_3": CROWDED,
     "instruct_4": FINISH,
     "instruct_5": PLACES_MIX,
+    "instruct_6": PLACES_MIX,
+    "instruct_7": COUNTS,
 }
 
 

@@ -172,6 +172,19 @@ PLACES_MIX = Mix(
         "description": 1.0,
     },
 )
+# Counts above all, on scenes whose inks and digits repeat: large counts were the last to be right.
+COUNTS = Mix(
+    sample_training_scene,
+    {
+        "reading": 3.0,
+        "colour": 1.0,
+        "counting_all": 0.5,
+        "counting_ink": 10.0,
+        "counting_digit": 5.0,
+        "presence": 1.0,
+        "description": 1.5,
+    },
+)
 
 
 def sample_turns(seed: int, scene: Description, num_turns: int, mix: Mix = BROAD) -> list[Turn]:

@@ -1,0 +1,158 @@
+"""A processor's folder: how it is read, and how it is written for both transformers lines."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import custom_object_save
+
+from .image_processing_hyperllava import HyperLlavaImageProcessor
+from .image_settings_hyperllava import AUTO_MAP
+from .tokenizer_files_hyperllava import save_tokenizer
+
+
+class ProcessorFolder:
+    """The part of `HyperLlavaProcessor` that loads and saves."""
+
+    attributes: list[str]
+    image_processor: Any
+    tokenizer: Any
+    chat_template: Any
+    image_token: str
+    patch_size: int
+    num_additional_image_tokens: int
+    vision_feature_select_strategy: str
+    push_to_hub: Any
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        processor_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Load the parts; the image processor is always ours, whatever class the folder names."""
+        image_processor = HyperLlavaImageProcessor.from_pretrained(
+            pretrained_model_name_or_path, **kwargs
+        )
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return [image_processor, tokenizer]
+
+    @classmethod
+    def from_args_and_dict(
+        cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """Build from loaded parts and a configuration.
+
+        Args:
+            args: Image processor and tokenizer.
+            processor_dict: Contents of processor_config.json.
+            **kwargs: Arguments that replace those of the configuration.
+
+        Returns:
+            The processor.
+        """
+        # transformers 5 nests the image processor's settings here; 4.57 would take them for the
+        # part itself.
+        settings = {
+            name: value for name, value in processor_dict.items() if name not in cls.attributes
+        }
+        return super().from_args_and_dict(args, settings, **kwargs)  # type: ignore[misc]
+
+    def to_dict(self, legacy_serialization: bool = False) -> dict[str, Any]:
+        """Serialise the configuration, with the same keys whichever transformers line writes them.
+
+        Args:
+            legacy_serialization: Whether to leave the image processor's settings out, as 4.57 does.
+
+        Returns:
+            Contents of processor_config.json.
+        """
+        config = {
+            "auto_map": dict(AUTO_MAP),
+            "image_token": self.image_token,
+            "num_additional_image_tokens": self.num_additional_image_tokens,
+            "patch_size": self.patch_size,
+            "processor_class": "HyperLlavaProcessor",
+            "vision_feature_select_strategy": self.vision_feature_select_strategy,
+        }
+        return (
+            config
+            if legacy_serialization
+            else {**config, "image_processor": self.image_processor.to_dict()}
+        )
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write a folder that both transformers lines load, with the code that it needs.
+
+        Args:
+            save_directory: Folder to write to; made if missing.
+            push_to_hub: Whether to push the processor afterwards.
+            **kwargs: Arguments of `push_to_hub`, such as `repo_id`.
+
+        Returns:
+            Paths of the written files.
+
+        Raises:
+            ValueError: If the path is a file.
+        """
+        folder = Path(save_directory)
+        written = save_processor(self, folder)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return written
+
+
+def save_processor(processor: Any, folder: Path) -> list[str]:
+    """Write all files of a processor.
+
+    transformers 5 reads the image settings inside processor_config.json, 4.57 reads them from
+    preprocessor_config.json; both files are written, with the same settings.
+
+    Args:
+        processor: A `HyperLlavaProcessor`.
+        folder: Folder to write to; made if missing.
+
+    Returns:
+        Paths of the written files.
+
+    Raises:
+        ValueError: If the path is a file, or a chat template's name cannot be a file's.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected a folder to write to. Choose another path.")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = type(processor).__name__
+    written = [str(path) for path in custom_object_save(processor, folder) or []]
+    written += save_tokenizer(processor.tokenizer, folder, name)
+    config = processor.to_dict()
+    image_config = {**config["image_processor"], "processor_class": name}
+    written.append(_write_json(folder / "preprocessor_config.json", image_config))
+    written.append(_write_json(folder / "processor_config.json", config))
+    own = processor.chat_template
+    templates = own if isinstance(own, dict) else {"default": own}
+    return written + [_write_template(folder, key, template) for key, template in templates.items()]
+
+
+def _write_template(folder: Path, name: str, template: str) -> str:
+    """`vicuna_v1` and `plain` are in the code and get no file; a user's further templates do."""
+    target = folder / "chat_template.jinja"
+    if name != "default":
+        if not name.replace("-", "_").isidentifier():
+            raise ValueError(
+                f"the chat template name {name!r} is no file name. Use letters, digits and "
+                "underscores."
+            )
+        target = folder / "additional_chat_templates" / f"{name}.jinja"
+        target.parent.mkdir(exist_ok=True)
+    target.write_text(template, encoding="utf-8")
+    return str(target)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> str:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return str(path)
