@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, set_seed
@@ -177,8 +177,9 @@ def train_tower(recipe: DigitsRecipe, folder: Path) -> dict[str, Any]:
     reader = SceneReader(build_tower(build_vision_config()))
     average = WeightAverage(reader)
     log = run_training(reader, collate_scenes, recipe.tower, folder, [average])
-    average.average.tower.save_pretrained(folder)
-    return {"log": log, "validation": measure_reading(average.average, "validation")}
+    averaged = cast(SceneReader, average.average)
+    averaged.tower.save_pretrained(folder)
+    return {"log": log, "validation": measure_reading(averaged, "validation")}
 
 
 def train_decoder(recipe: DigitsRecipe, folder: Path) -> dict[str, Any]:
