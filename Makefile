@@ -15,7 +15,7 @@ help:
 	@echo "make setup       create both environments: .nox/tests-4 and .nox/tests-5"
 	@echo "make style       rewrite the source in the project's format"
 	@echo "make quality     style, spelling, types and docstrings, without the tests"
-	@echo "make checkpoint  train the bundled checkpoint anew (about an hour on two cores)"
+	@echo "make checkpoint  train the bundled checkpoint anew (an hour to an hour and a half on two cores)"
 	@echo "make clean       remove environments, caches and builds"
 
 demo: .nox/ready-5
