@@ -1,5 +1,6 @@
 """What all commands share: exit codes, one-line errors, separate streams, a quick --help."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -114,12 +115,18 @@ def test_interrupt_ends_an_interactive_chat_with_130(tiny_checkpoint: Path) -> N
     command = [sys.executable, "-m", "hyperllava_hf.cli", "ask", "Hi", "-i"]
     command += ["--model", str(tiny_checkpoint), "--max-new-tokens", "2"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as child:
+    # Where the tests run in the background, children would inherit that Ctrl-C is ignored.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, text=True, bufsize=1, preexec_fn=listen, **pipes) as child:
         child.stdout.readline()  # the first answer is there, so it now waits for a question
         time.sleep(0.5)
         child.send_signal(signal.SIGINT)
-        error = child.stderr.read()
-        assert child.wait(timeout=60) == 130
+        try:
+            _, error = child.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise
+    assert child.returncode == 130
     assert error.splitlines()[-1] == "hyperllava: interrupted"
 
 
