@@ -122,6 +122,9 @@ def assemble_digits_model(
     Returns:
         The model, in evaluation mode.
     """
+    for part in (tower, decoder):
+        # Where a stage's folder lay is nobody's business who loads the result.
+        part.config._name_or_path = ""
     config = build_model_config(tower.config, decoder.config, image_token_id)
     model = HyperLlavaForConditionalGeneration(config)
     # transformers 4.57 and HyperLLaVA nest the tower's transformer one level deeper than 5.x.
