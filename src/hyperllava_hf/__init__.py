@@ -22,6 +22,7 @@ _EXPORTS = {
     "HyperLlavaImageProcessor": "hyperllava_hf.processing",
     "HyperLlavaModel": "hyperllava_hf.modeling",
     "HyperLlavaProcessor": "hyperllava_hf.processing",
+    "push": "hyperllava_hf.hub.push",
 }
 
 __all__ = ["__version__", *_EXPORTS]
