@@ -174,7 +174,10 @@ def normalize_llava_hf_config(
     pad = config.get("pad_token_id", text.get("pad_token_id"))
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
     text = normalize_text_config(
-        {"bos_token_id": config.get("bos_token_id", 1), "eos_token_id": config.get("eos_token_id", 2)}
+        {
+            "bos_token_id": config.get("bos_token_id", 1),
+            "eos_token_id": config.get("eos_token_id", 2),
+        }
         | text
         | {"tie_word_embeddings": bool(tied)}
     )
@@ -197,7 +200,9 @@ def normalize_llava_hf_config(
 
 
 def build_hyperllava_config(
-    llava_config: dict[str, Any], expert_fields: dict[str, Any] | None = None, dtype: str | None = None
+    llava_config: dict[str, Any],
+    expert_fields: dict[str, Any] | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Build HyperLLaVA's `config.json` from a LLaVA's.
 

@@ -146,7 +146,11 @@ def put_first(tokenizer: Tokenizer, bos_id: int) -> None:
 def _build_normalizer(model: SentencePieceModel) -> Any:
     steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.removes_extra_spaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        # Spaces only: other white space is text.
+        steps += [
+            normalizers.Replace(Regex(r"\A +| +\z"), ""),
+            normalizers.Replace(Regex(" +"), " "),
+        ]
     if model.adds_prefix:
         steps.append(normalizers.Prepend(SPACE))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
@@ -191,7 +195,9 @@ def _parse_model(data: bytes) -> SentencePieceModel:
 def _parse_piece(data: bytes) -> Piece:
     fields = dict(_fields(data))
     (score,) = struct.unpack("<f", fields.get(2, b"\0\0\0\0"))
-    return Piece(fields[1].decode("utf-8") if 1 in fields else "", score, int(fields.get(3, NORMAL)))
+    return Piece(
+        fields[1].decode("utf-8") if 1 in fields else "", score, int(fields.get(3, NORMAL))
+    )
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -1,8 +1,8 @@
 """The tokenizer of a source: read as it stands, so that both transformers lines give its ids.
 
 transformers' auto classes rebuild Llama tokenizers from their class name, each line in its own way.
-Here `tokenizer.json` is taken literally, and `tokenizer.model` through one conversion; no class that
-a folder names is imported, so no code of a folder runs.
+Here `tokenizer.json` is taken literally, and `tokenizer.model` through one conversion; no class
+that a folder names is imported, so no code of a folder runs.
 """
 
 import json
@@ -60,8 +60,8 @@ def load_source_tokenizer(
 def add_llava_tokens(tokenizer: Any) -> tuple[int, int]:
     """Add what LLaVA's prompts need: `<image>`, and a padding token of its own.
 
-    A tokenizer that has `<image>` has been through a conversion, and keeps its padding token. Others
-    pad with `<unk>`, as Vicuna's, and get `<pad>`.
+    A tokenizer that has `<image>` has been through a conversion, and keeps its padding token.
+    Others pad with `<unk>`, as Vicuna's, and get `<pad>`.
 
     Args:
         tokenizer: What `load_source_tokenizer` returned; changed in place.
@@ -72,12 +72,19 @@ def add_llava_tokens(tokenizer: Any) -> tuple[int, int]:
     known = IMAGE_TOKEN in tokenizer.get_vocab()
     if not known:
         image = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
-        tokenizer.add_tokens([image], special_tokens=True)
+        others = [
+            token for token in tokenizer.all_special_tokens if token not in _values(tokenizer)
+        ]
+        tokenizer.add_special_tokens({"additional_special_tokens": [*others, image]})
     shared = (None, tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token)
     if tokenizer.pad_token is None or (not known and tokenizer.pad_token in shared):
         pad = AddedToken(PAD_TOKEN, normalized=False, special=True)
         tokenizer.add_special_tokens({"pad_token": pad})
     return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), tokenizer.pad_token_id
+
+
+def _values(tokenizer: Any) -> list[str | None]:
+    return [getattr(tokenizer, name) for name in _NAMED]
 
 
 def _load_tokenizer(folder: Path, name: str) -> Any:
@@ -152,9 +159,9 @@ def _restore_bos(backend: Tokenizer, config: dict[str, Any], bos: str | None) ->
     wanted = config.get("add_bos_token")
     if wanted is None:
         wanted = str(config.get("tokenizer_class")).startswith("Llama")
-    if wanted and bos and backend.token_to_id(bos) is not None:
-        if backend.token_to_id(bos) not in backend.encode("a").ids:
-            put_first(backend, backend.token_to_id(bos))
+    bos_id = backend.token_to_id(bos) if bos else None
+    if wanted and bos_id is not None and bos_id not in backend.encode("a").ids:
+        put_first(backend, bos_id)
 
 
 def _stated_tokens(folder: Path, config: dict[str, Any]) -> Iterator[tuple[int, AddedToken]]:
