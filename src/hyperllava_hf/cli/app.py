@@ -18,7 +18,7 @@ import typer
 
 from hyperllava_hf import __version__
 
-COMMANDS = ("ask", "inspect", "push")
+COMMANDS = ("ask", "convert", "experts", "inspect", "push")
 
 DONE, BUG, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
 

@@ -135,7 +135,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class _Wrapped:
+class Wrapped:
     """An operation on one other operation."""
 
     inner: TensorOperation
@@ -160,7 +160,7 @@ class _Wrapped:
 
 
 @dataclass(frozen=True)
-class Cast(_Wrapped):
+class Cast(Wrapped):
     """Another dtype."""
 
     to: torch.dtype
@@ -181,7 +181,7 @@ class Cast(_Wrapped):
 
 
 @dataclass(frozen=True)
-class AppendMeanRows(_Wrapped):
+class AppendMeanRows(Wrapped):
     """Rows appended to a vocabulary's matrix, each the mean of the rows that were there.
 
     The mean is summed in float64 and rounded once, so a run repeats bit for bit.
@@ -219,7 +219,7 @@ class AppendMeanRows(_Wrapped):
 
 
 @dataclass(frozen=True)
-class KeepRows(_Wrapped):
+class KeepRows(Wrapped):
     """The first rows alone: the vocabulary without what a conversion appended."""
 
     num_rows: int
@@ -240,7 +240,7 @@ class KeepRows(_Wrapped):
 
 
 @dataclass(frozen=True)
-class AddBase(_Wrapped):
+class AddBase(Wrapped):
     """Delta weights plus the base's, on the rows that both have."""
 
     base: TensorOperation
@@ -266,7 +266,7 @@ class AddBase(_Wrapped):
 
 
 @dataclass(frozen=True)
-class Transpose(_Wrapped):
+class Transpose(Wrapped):
     """A matrix with rows and columns exchanged."""
 
     @property
@@ -285,7 +285,7 @@ class Transpose(_Wrapped):
 
 
 @dataclass(frozen=True)
-class Reshape(_Wrapped):
+class Reshape(Wrapped):
     """The same values in the same order, in another shape."""
 
     to: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What the source of a conversion consists of, once its layout is known: local files, no tensors."""
+"""What the source of a conversion consists of, once its layout is known: files, no tensors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
