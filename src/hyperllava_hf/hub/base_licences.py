@@ -77,7 +77,8 @@ def choose_terms(base_models: list[str], licence: str | None) -> Terms | None:
     if handed_on is not None:
         raise ValueError(
             f"found licence {licence!r} for weights made from {', '.join(base_models)}, which hand "
-            f"on the {handed_on.name}; expected {handed_on.identifier!r}. Leave --license out."
+            f"on the {handed_on.name}; expected {handed_on.identifier!r}. Leave --license out, or "
+            "put the folder's README.md right."
         )
     known = {terms.identifier: terms for terms in (APACHE, LLAMA_2)}
     return known.get(licence, Terms(licence, licence, ""))

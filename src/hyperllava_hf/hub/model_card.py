@@ -107,9 +107,9 @@ def gather_facts(
     named = own.get("base_model") or []
     named = [named] if isinstance(named, str) else list(named)
     bases = list(base_models or named or find_base_models(folder))
-    return CardFacts(
-        bases, list(datasets or []), choose_terms(bases, licence or own.get("license"))
-    )
+    if licence is None and own.get("license") not in ("other", "unknown"):
+        licence = own.get("license")
+    return CardFacts(bases, list(datasets or []), choose_terms(bases, licence))
 
 
 def format_experts(summary: CheckpointSummary) -> str:
