@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.conversion.tiny_llava import (
+    IMAGE,
     PADDED_VOCABULARY,
     TEXT,
     VISION,
@@ -72,6 +73,7 @@ class Source:
 
     expected: the base weights of the result, under our names, vocabulary padded.
     experts: trained experts that the source holds, under our names.
+    image: id of <image> in the result.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Source:
     expected: dict[str, torch.Tensor]
     options: dict[str, Any] = field(default_factory=dict)
     experts: dict[str, torch.Tensor] = field(default_factory=dict)
+    image: int = IMAGE
 
 
 def rename(state, table):
@@ -298,7 +301,7 @@ def write_projector(folder, where="top"):
 def write_delta(folder):
     """target - base: more rows than the base has, and a projector that is no difference."""
     base = draw_state()
-    target = draw_state(seed=3, vocab_size=VOCABULARY + 3)
+    target = draw_state(seed=3, vocab_size=VOCABULARY + 1)
     llm = write_llama(folder.with_name(folder.name + "-llm"), base)
     clip = write_clip(folder.with_name(folder.name + "-clip"), base)
     folder.mkdir(parents=True)
@@ -313,12 +316,12 @@ def write_delta(folder):
     expected |= pick(base, "vision_tower")
     tensors = without(rename(delta, ORIGINAL_KEYS), "vision_tower")
     save_weights(folder, tensors, "bin", 2)
-    fields = {"vocab_size": VOCABULARY + 3, "mm_use_im_start_end": True}
+    fields = {"vocab_size": VOCABULARY + 1, "mm_use_im_patch_token": True}
     write_json(folder / "config.json", original_config(clip, **fields))
     write_generation_config(folder)
-    write_sentencepiece(folder, added=("<im_patch>", "<im_start>", "<im_end>"))
+    write_sentencepiece(folder, added=("<im_patch>",))
     options = {"base_llm": str(llm), "layout": "delta"}
-    return Source(folder, "delta", pad_vocabulary(expected), options)
+    return Source(folder, "delta", pad_vocabulary(expected), options, image=IMAGE + 1)
 
 
 def write_own(folder, dtype=torch.float32, **fields):

@@ -87,9 +87,10 @@ def pad_vocabulary(state, num_rows=PADDED_VOCABULARY):
     return padded
 
 
-def as_llava(state):
+def as_llava(state, image=IMAGE):
     """transformers' own LLaVA with these weights."""
-    config = LlavaConfig(**llava_fields(len(state["lm_head.weight"])))
+    fields = {**llava_fields(len(state["lm_head.weight"])), "image_token_index": image}
+    config = LlavaConfig(**fields)
     llava = LlavaForConditionalGeneration(config).to(state["lm_head.weight"].dtype)
     llava.load_state_dict(in_llava_memory(state), strict=True)
     return llava.eval()
@@ -104,14 +105,14 @@ def as_hyperllava(state, experts, **fields):
     return model.eval()
 
 
-def build_prompts(num_ids=VOCABULARY, dtype=torch.float32):
+def build_prompts(image=IMAGE, dtype=torch.float32):
     """Two prompts: two images among text, and text alone."""
     generator = torch.Generator().manual_seed(7)
 
     def text(length):
-        return torch.randint(3, num_ids, (length,), generator=generator).tolist()
+        return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
 
-    marks = [IMAGE] * NUM_PATCHES
+    marks = [image] * NUM_PATCHES
     pixels = torch.randn(2, 3, 28, 28, generator=generator, dtype=torch.float32).to(dtype)
     with_images = torch.tensor([[1, *text(3), *marks, *text(2), *marks, *text(7)]])
     return [
@@ -120,7 +121,7 @@ def build_prompts(num_ids=VOCABULARY, dtype=torch.float32):
     ]
 
 
-def compute_logits(model, num_ids=VOCABULARY):
+def compute_logits(model, image=IMAGE):
     dtype = next(model.parameters()).dtype
     with torch.no_grad():
-        return [model(**inputs).logits for inputs in build_prompts(num_ids, dtype)]
+        return [model(**inputs).logits for inputs in build_prompts(image, dtype)]

@@ -1,4 +1,6 @@
-"""Files of weights as real repositories have them: one file or shards with an index, two formats."""
+"""Files of weights as repositories have them: one file or shards with an index, two formats."""
+
+import itertools
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,7 @@ def read_tensors(path):
 
 def split_evenly(names, num_shards):
     bounds = [len(names) * number // num_shards for number in range(num_shards + 1)]
-    return [names[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [names[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
 def save_weights(folder, tensors, kind="safetensors", num_shards=1, shards=None):
