@@ -174,7 +174,7 @@ def test_what_the_architecture_lacks_is_refused_by_name(changes, name):
 
 def test_all_faults_are_named_together():
     with pytest.raises(
-        ValueError, match="model_type(.|\n)*mm_vision_tower(.|\n)*mm_projector_type"
+        ValueError, match=r"model_type(.|\n)*mm_vision_tower(.|\n)*mm_projector_type"
     ):
         translate(model_type="llava_mpt", mm_vision_tower="eva_clip", mm_projector_type="linear")
 
@@ -266,7 +266,7 @@ def test_translating_there_and_back_keeps_the_original_fields():
 def test_the_original_form_refuses_what_it_cannot_say():
     config = {**translate(), "projector_hidden_act": "relu", "multimodal_projector_bias": False}
     config["vision_feature_layer"] = [-2, -3]
-    with pytest.raises(ValueError, match="hidden_act(.|\n)*projector_bias(.|\n)*feature_layer"):
+    with pytest.raises(ValueError, match=r"hidden_act(.|\n)*projector_bias(.|\n)*feature_layer"):
         build_llava_config(config, 32000, TOWER)
 
 
@@ -294,7 +294,7 @@ def test_expert_fields_are_stated_and_checked_together():
         ValueError, match="unknown expert fields:\n- experts: expected one of visual"
     ):
         build_hyperllava_config(translate(), {"experts": 1})
-    with pytest.raises(ValueError, match="visual_expert(.|\n)*expert_input_dim"):
+    with pytest.raises(ValueError, match=r"visual_expert(.|\n)*expert_input_dim"):
         build_hyperllava_config(translate(), {"visual_expert": "third", "expert_input_dim": 0})
 
 
@@ -317,8 +317,9 @@ for kind, folder in ((HyperLlavaConfig, sys.argv[1]), (LlavaConfig, sys.argv[2])
     rope = text.get("rope_parameters") or {"rope_theta": text["rope_theta"], **text["rope_scaling"]}
     rope.pop("type", None)
     print(json.dumps([
-        sorted(rope.items()), str(config.dtype), str(config.text_config.dtype), config.image_token_id,
-        config.image_token_index, config.pad_token_id, config.tie_word_embeddings,
+        sorted(rope.items()), str(config.dtype), str(config.text_config.dtype),
+        config.image_token_id, config.image_token_index, config.pad_token_id,
+        config.tie_word_embeddings,
         config.text_config.tie_word_embeddings, config.text_config.num_key_value_heads,
         config.vision_config.image_size, config.image_seq_length,
     ]))

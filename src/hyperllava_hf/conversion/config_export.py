@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from hyperllava_hf.conversion.config_faults import SELECT_STRATEGIES
 from hyperllava_hf.conversion.config_fields import raise_faults, read_dtype
 from hyperllava_hf.conversion.config_translation import (
-    SELECT_STRATEGIES,
     normalize_llava_hf_config,
     with_dtype,
 )

@@ -9,6 +9,14 @@ dictionaries: no tensor library is imported.
 import re
 from typing import Any
 
+from hyperllava_hf.conversion.config_faults import (
+    SELECT_STRATEGIES,
+    decoder_faults,
+    describe_fault,
+    multimodal_faults,
+    quantization_faults,
+    vision_faults,
+)
 from hyperllava_hf.conversion.config_fields import (
     count_image_tokens,
     normalize_text_config,
@@ -17,7 +25,6 @@ from hyperllava_hf.conversion.config_fields import (
     read_dtype,
 )
 
-LLAVA_MODEL_TYPES = ("llava", "llava_llama")
 # What LLaVA-1.5's scripts pass, for folders that hold no configuration (mm_projector.bin alone).
 LLAVA_15_FIELDS: dict[str, Any] = {
     "image_aspect_ratio": "pad",
@@ -28,14 +35,10 @@ LLAVA_15_FIELDS: dict[str, Any] = {
     "mm_vision_select_layer": -2,
     "mm_vision_tower": "openai/clip-vit-large-patch14-336",
 }
-SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 # Fields of original LLaVA that are none of Llama's.
 _MULTIMODAL = re.compile(
     r"mm_.*|image_.*|(un)?freeze_mm_.*|tune_mm_.*|use_mm_proj|s2|s2_.*|vision_tower"
 )
-# Towers that LLaVA's forks use, by how their names end.
-_OTHER_TOWERS = re.compile(r"siglip|eva|dino|intern|convnext|radio|imagebind|languagebind", re.I)
-_CLIP_NAME = re.compile(r"clip[-_]?vit", re.I)
 
 
 def translate_llava_config(
@@ -60,8 +63,8 @@ def translate_llava_config(
     Raises:
         ValueError: If the architecture cannot express the model; the message lists every fault.
     """
-    faults = [*_decoder_faults(config), *_vision_faults(config, vision_config)]
-    faults += _multimodal_faults(config)
+    faults = [*decoder_faults(config), *vision_faults(config, vision_config)]
+    faults += multimodal_faults(config)
     raise_faults("this LLaVA cannot become a HyperLLaVA", faults)
     strategy = SELECT_STRATEGIES[config.get("mm_vision_select_feature", "patch")]
     return _assemble(
@@ -155,14 +158,18 @@ def normalize_llava_hf_config(
         ValueError: If the model is of another architecture; the message lists every fault.
     """
     text, vision = config.get("text_config") or {}, config.get("vision_config")
-    faults = _quantization_faults(config)
+    faults = quantization_faults(config)
     if config.get("model_type") not in ("llava", "hyperllava"):
-        faults.append(_found("model_type", config.get("model_type"), "'llava' or 'hyperllava'"))
+        faults.append(
+            describe_fault("model_type", config.get("model_type"), "'llava' or 'hyperllava'")
+        )
     if text.get("model_type", "llama") != "llama":
-        faults.append(_found("text_config.model_type", text["model_type"], "'llama'"))
+        faults.append(describe_fault("text_config.model_type", text["model_type"], "'llama'"))
     if (vision or {}).get("model_type", "clip_vision_model") != "clip_vision_model":
         faults.append(
-            _found("vision_config.model_type", (vision or {})["model_type"], "'clip_vision_model'")
+            describe_fault(
+                "vision_config.model_type", (vision or {})["model_type"], "'clip_vision_model'"
+            )
         )
     raise_faults("this LLaVA cannot become a HyperLLaVA", faults)
     if vision is None:
@@ -320,74 +327,3 @@ def _assemble(
         **fields,
     }
     return with_dtype(config, fields["dtype"])
-
-
-def _found(name: str, value: Any, expected: str) -> str:
-    return f"{name}: found {value!r}, expected {expected}"
-
-
-def _quantization_faults(config: dict[str, Any]) -> list[str]:
-    if config.get("quantization_config"):
-        return ["quantization_config: found quantised weights, expected float ones; convert those"]
-    return []
-
-
-def _decoder_faults(config: dict[str, Any]) -> list[str]:
-    faults = _quantization_faults(config)
-    kind = config.get("model_type")
-    if kind not in LLAVA_MODEL_TYPES:
-        faults.append(
-            _found("model_type", kind, f"{' or '.join(map(repr, LLAVA_MODEL_TYPES))}")
-            + ": the decoder must be a Llama"
-        )
-    for name in config.get("architectures") or []:
-        if "llama" not in name.lower():
-            faults.append(_found("architectures", name, "a Llama-based class"))
-    if config.get("sliding_window"):
-        faults.append(_found("sliding_window", config["sliding_window"], "none: Llama has none"))
-    return faults
-
-
-def _vision_faults(config: dict[str, Any], vision_config: dict[str, Any]) -> list[str]:
-    faults = []
-    tower = config.get("mm_vision_tower", config.get("vision_tower"))
-    if tower is not None:
-        last = str(tower).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        if _OTHER_TOWERS.search(last) and not _CLIP_NAME.search(last):
-            faults.append(_found("mm_vision_tower", tower, "a CLIP vision tower"))
-    if config.get("s2"):
-        faults.append("s2: found features at several scales, expected one scale")
-    found = vision_config.get("model_type", "clip_vision_model")
-    if found != "clip_vision_model":
-        faults.append(_found("the vision tower's model_type", found, "'clip_vision_model'"))
-    width, expected = config.get("mm_hidden_size"), vision_config.get("hidden_size")
-    if width is not None and width != expected:
-        faults.append(
-            _found("mm_hidden_size", width, f"{expected}, the width of the vision tower")
-            + "; pass the tower that the model was trained with"
-        )
-    return faults
-
-
-def _multimodal_faults(config: dict[str, Any]) -> list[str]:
-    faults = []
-    # LLaVA's code builds a single linear layer where no type is stated.
-    projector = config.get("mm_projector_type", "linear")
-    if projector != "mlp2x_gelu":
-        faults.append(_found("mm_projector_type", projector, "'mlp2x_gelu', two linear layers"))
-    resampler = config.get("mm_resampler_type")
-    if resampler is not None:
-        faults.append(_found("mm_resampler_type", resampler, "none"))
-    if config.get("mm_use_im_start_end"):
-        faults.append(
-            "mm_use_im_start_end: found true, expected false: images would have to stand between "
-            "two tokens of their own in every prompt"
-        )
-    layer = config.get("mm_vision_select_layer")
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        faults.append(_found("mm_vision_select_layer", layer, "an integer such as -2"))
-    feature = config.get("mm_vision_select_feature", "patch")
-    if feature not in SELECT_STRATEGIES:
-        choices = " or ".join(map(repr, SELECT_STRATEGIES))
-        faults.append(_found("mm_vision_select_feature", feature, choices))
-    return faults

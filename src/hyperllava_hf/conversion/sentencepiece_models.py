@@ -80,8 +80,6 @@ def load_sentencepiece_model(path: Path) -> SentencePieceModel:
             f"{path} is no sentencepiece model ({error}), expected the tokenizer.model of a Llama. "
             "Get it again, or put a tokenizer.json beside the checkpoint."
         ) from error
-    if not model.pieces:
-        raise ValueError(f"{path} is no sentencepiece model: it holds no pieces. Get it again.")
     return model
 
 
@@ -173,7 +171,9 @@ def _list_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
 
 
 def _parse_model(data: bytes) -> SentencePieceModel:
-    pieces, trainer, normalizer = [], {}, {}
+    pieces: list[Piece] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     for number, value in _fields(data):
         if number == 1:
             pieces.append(_parse_piece(value))
@@ -181,6 +181,9 @@ def _parse_model(data: bytes) -> SentencePieceModel:
             trainer = dict(_fields(value))
         elif number == 3:
             normalizer = dict(_fields(value))
+    if not (pieces and trainer and normalizer):
+        # These stand at the end of the file, and their defaults are not Llama's.
+        raise ValueError("it lacks its pieces or its settings")
     numbers = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
     return SentencePieceModel(
         pieces,

@@ -144,10 +144,10 @@ def _read_tokenizer_json(path: Path) -> Tokenizer:
 
 def _read_named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Read which tokens begin, end and pad; each may be a text or a description of a token."""
-    stated = {**_read_json(folder / "special_tokens_map.json"), **config}
+    beside = _read_json(folder / "special_tokens_map.json")
     named = {}
     for name in _NAMED:
-        token = stated.get(name)
+        token = config.get(name) or beside.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if token:
             named[name] = str(token)
