@@ -165,13 +165,13 @@ def test_a_tensor_in_two_files_is_an_error(tmp_path):
     twice = SourceParts(
         "llava", parts.folder, (*parts.weights, source.path / "pytorch_model-00009.bin")
     )
-    with pytest.raises(ValueError, match="found lm_head.weight twice"):
+    with pytest.raises(ValueError, match=r"found lm_head\.weight twice"):
         ReferenceWeights(twice)
 
 
 def test_a_missing_weight_is_named(tmp_path):
     weights = ReferenceWeights(as_parts(write_projector(tmp_path / "source")))
-    with pytest.raises(ValueError, match="found no model.nothing in the source"):
+    with pytest.raises(ValueError, match=r"found no model\.nothing in the source"):
         weights.load("model.nothing")
 
 

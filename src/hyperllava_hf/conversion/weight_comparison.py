@@ -22,7 +22,8 @@ import torch
 from .block_outputs import measure_difference
 from .reference_weights import EMBEDDING, HEAD, ReferenceWeights
 
-CHUNK_VALUES = 2**21
+# A handful of copies of a chunk are alive at a time.
+CHUNK_VALUES = 2**18
 UPDATE_ROUNDINGS = 4
 
 
