@@ -146,6 +146,7 @@ class HubServer:
         self.parts: dict[str, dict[int, bytes]] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.error_message = "The server is out of order"
         self.lock = threading.RLock()
         handler = type("Handler", (HubHandler,), {"hub": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -238,7 +239,7 @@ class HubHandler(BaseHTTPRequestHandler):
             name = self.account.name if self.account else None
             self.hub.requests.append(Request(self.command, self.path, name))
             if self.fault and self.fault.status:
-                raise Refusal(self.fault.status, "The server is out of order")
+                raise Refusal(self.fault.status, self.hub.error_message)
             for method, pattern, name in ROUTES:
                 match = pattern.fullmatch(path)
                 if match and method in (self.command, "GET" if self.command == "HEAD" else ""):

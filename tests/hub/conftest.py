@@ -30,7 +30,9 @@ def reset_client() -> None:
 def connect(patch: pytest.MonkeyPatch, server: HubServer, cache: Path) -> None:
     """Point this process's client, which read its environment long ago, to a server."""
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.endpoint)
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, huggingface_hub.file_download):
+        if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(constants, "ENDPOINT", server.endpoint)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", server.xet is None)

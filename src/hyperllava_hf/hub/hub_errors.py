@@ -7,6 +7,7 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.utils import (
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -97,6 +98,5 @@ def is_of_transport(error: BaseException) -> bool:
     """Tell whether an error comes from the way to the Hub."""
     modules = {base.__module__.split(".")[0] for base in type(error).__mro__}
     is_xet = isinstance(error, RuntimeError) and "xet" in str(error).lower()
-    return (
-        bool(modules & TRANSPORTS) or isinstance(error, HfHubHTTPError | ConnectionError) or is_xet
-    )
+    kinds = (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError)
+    return bool(modules & TRANSPORTS) or isinstance(error, kinds) or is_xet

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
-from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import RepositoryNotFoundError
 
 from hyperllava_hf.hub.hub_errors import HubError, explain_hub_errors
 from hyperllava_hf.hub.model_card import CARD, MARK
@@ -91,12 +91,9 @@ def prepare_repository(
             api.create_branch(repo_id, branch=revision)
 
 
-def keeps_own_card(api: HfApi, repo_id: str, commit: str) -> bool:
-    """Tell whether a repository holds a card that a person wrote."""
-    try:
-        path = api.hf_hub_download(repo_id, CARD, revision=commit)
-    except EntryNotFoundError:
-        return False
+def holds_own_card(api: HfApi, repo_id: str, commit: str) -> bool:
+    """Tell whether a repository's card was written by a person."""
+    path = api.hf_hub_download(repo_id, CARD, revision=commit)
     text = Path(path).read_text(encoding="utf-8")
     return MARK not in text and BLANK_CARD not in text
 
@@ -150,10 +147,11 @@ def push(
         head = api.model_info(repo_id, revision=revision)
         pushed = {file.path: file for file in plan.files}
         notes = []
-        if plan.generates_card and keeps_own_card(api, repo_id, str(head.sha)):
+        present = {sibling.rfilename for sibling in head.siblings or []}
+        replaces_card = plan.generates_card and CARD in present
+        if replaces_card and holds_own_card(api, repo_id, str(head.sha)):
             del pushed[CARD]
             notes.append(f"{CARD} of the repository was written by hand, so it is kept.")
-        present = {sibling.rfilename for sibling in head.siblings or []}
         deleted = sorted(name for name in present - set(pushed) if WEIGHTS.fullmatch(name))
         commit = api.create_commit(
             repo_id,
