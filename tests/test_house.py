@@ -99,7 +99,7 @@ def test_readme_tree_names_every_file() -> None:
 
 def test_extras_exist() -> None:
     extras = read_metadata()["options.extras_require"]
-    assert set(extras) == {"4bit", "flash", "plot", "train", "dev"}
+    assert set(extras) == {"4bit", "convert", "flash", "plot", "train", "zero", "dev"}
 
 
 def test_both_transformers_lines_are_pinned() -> None:

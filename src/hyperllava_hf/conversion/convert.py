@@ -425,11 +425,8 @@ def build_plan(
     Raises:
         ValueError: if the source is not what its configuration says, or experts do not fit.
     """
-    held_fields = read_fields(parts, rules.expert_fields)
-    source_fields = {
-        **EXPERT_FIELDS,
-        **{k: v for k, v in held_fields.items() if k in EXPERT_FIELDS},
-    }
+    held_fields = read_fields(parts, rules.expert_fields, options.expert_fields)
+    source_fields = {**EXPERT_FIELDS, **held_fields}
     source_config = _build_config(result, source_fields)
     raise_if_keys_differ(gathered, MetaModel(source_config).get_shapes(), parts)
     _, held = split_experts(gathered.tensors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,10 @@ def merge_rows(
     named = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
     settings = {name: config[name] for name in named if config.get(name) is not None}
     adapter = LoraConfig(target_modules=[module], init_lora_weights=False, **settings)
-    # What PEFT draws for a new adapter is overwritten at once; the caller's generator stays.
-    with torch.random.fork_rng(devices=[]):
+    # What PEFT draws for a new adapter is overwritten at once; the caller's generator stays. It
+    # warns of every pattern that names another layer than this one.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         model = PeftModel(root, adapter)
     found = set_peft_model_state_dict(model, state)
     if found.unexpected_keys:

@@ -12,6 +12,7 @@ from .config_translation import (
     describe_losses,
     merge_llm_config,
     normalize_llava_hf_config,
+    read_expert_fields,
     translate_llava_config,
     translate_llm_config,
 )
@@ -103,7 +104,7 @@ def describe_result(parts: SourceParts, gathered: Gathered) -> ResultingModel:
         num_rows,
         _count_base_rows(parts, source_rows, base_tokens) if own_form else source_rows,
         base_tokens,
-        original.get("image_aspect_ratio") if original else None,
+        (original.get("image_aspect_ratio") or "square") if original else None,
         notes,
     )
 
@@ -183,6 +184,18 @@ def _count_base_rows(parts: SourceParts, source_rows: int, base_tokens: int) -> 
     return base_tokens
 
 
-def read_fields(parts: SourceParts, fork_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the expert fields that a source states: our config.json, or a fork's table of rules."""
-    return dict(parts.config) if parts.layout == "hyperllava" else dict(fork_fields)
+def read_fields(
+    parts: SourceParts, rules_fields: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read the expert fields that a source's experts were made with.
+
+    Args:
+        parts: the source's files.
+        rules_fields: what a fork's table of rules says.
+        given: what the user says; it describes a fork's experts, whose configuration is foreign.
+
+    Returns:
+        The fields that are stated anywhere.
+    """
+    stated = read_expert_fields(parts.config)
+    return {**stated, **rules_fields, **given} if parts.layout == "fork" else stated

@@ -66,8 +66,15 @@ def raise_if_nonfinite(name: str, rows: torch.Tensor) -> None:
     """
     if not rows.dtype.is_floating_point or rows.numel() == 0:
         return
-    # The extremes of finite values are finite, and NaN spreads to both: one fast pass.
-    if not all(bool(torch.isfinite(extreme)) for extreme in rows.aminmax()):
+    # The extremes of finite values are finite, and NaN spreads to both: one fast pass. On one
+    # thread, because several would wait for the cores on which hashing and writing run.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        extremes = rows.aminmax()
+    finally:
+        torch.set_num_threads(threads)
+    if not all(bool(torch.isfinite(extreme)) for extreme in extremes):
         raise NonFiniteError(
             f"{name} holds NaN or Inf; expected finite weights: the checkpoint is damaged or "
             "diverged, or its values are too large for the dtype asked for. Pass "
