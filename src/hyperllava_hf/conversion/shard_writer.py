@@ -47,7 +47,7 @@ def as_bytes(rows: torch.Tensor) -> memoryview:
     Returns:
         Its bytes, without a copy where the values lie one after the other.
     """
-    return memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy())
+    return rows.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class NonFiniteError(ValueError):

@@ -113,7 +113,7 @@ def read_bytes(path: Path, offset: int, into: torch.Tensor) -> None:
     Raises:
         ValueError: if the file is too short.
     """
-    view = memoryview(into.numpy())
+    view = into.numpy().data
     descriptor = os.open(path, os.O_RDONLY)
     try:
         done = 0
