@@ -293,7 +293,8 @@ class HubHandler(BaseHTTPRequestHandler):
         own = self.account is not None and self.account.name == name.split("/")[0]
         if repository is None or (repository.private and not own):
             if self.account is None:
-                raise Refusal(401, "Invalid username or password.")
+                # huggingface.co leaves the code out; the client then goes by the https address.
+                raise Refusal(401, "Invalid username or password.", "RepoNotFound")
             raise Refusal(404, "Repository not found", "RepoNotFound")
         if repository.gated and not own and reads_files:
             message = f"Access to model {name} is restricted."
