@@ -1,12 +1,15 @@
-"""`hyperllava convert` with the options of `convert`, in this process or in one of its own."""
+"""`hyperllava convert` with the options of `convert`, in this process or in one of its own.
 
+Processes of their own are forked from one that has the imports behind it, so that a dozen of them
+take a second each instead of the start of a whole interpreter.
+"""
+
+import functools
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.conversion import child_jobs
+
 TIMEOUT = 120
 
 
@@ -16,39 +19,51 @@ def spell(source, destination, **options):
     options |= options.pop("expert_fields", {})
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
-        if value is False:
-            words.append(flag.replace("--", "--no-", 1))
-        elif value is True:
+        if value is True:
             words.append(flag)
-        else:
+        elif name == "verify":
+            words.append("--no-verify")
+        elif value is not False:
             words += [flag, str(value)]
     return words
 
 
-def start_child(code, *arguments, **options):
-    """Start Python on some code, with Ctrl-C as in a terminal whatever the test run inherited."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **options,
-    )
+@functools.cache
+def get_context():
+    """Where children are forked from; threads of its libraries start in the children."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.conversion.child_jobs"])
+    return context
 
 
-def finish_child(process):
-    """Wait for a child; its exit code and both streams."""
-    try:
-        out, err = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, out, err
+class Child:
+    """One job of child_jobs, in a process of its own, its streams in files of a folder."""
+
+    def __init__(self, job, folder, *arguments):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.streams = [folder / "out", folder / "err"]
+        arguments = (job, [str(path) for path in self.streams], *map(str, arguments))
+        self.process = get_context().Process(target=child_jobs.run, args=arguments, daemon=True)
+        self.process.start()
+
+    def is_running(self):
+        return self.process.is_alive()
+
+    def read(self):
+        """What it wrote so far."""
+        return [path.read_text() if path.exists() else "" for path in self.streams]
+
+    def finish(self):
+        """Its exit code (minus the signal that ended it) and what it wrote to both streams."""
+        try:
+            self.process.join(TIMEOUT)
+            code = self.process.exitcode
+        finally:
+            self.process.kill()
+            self.process.join()
+        return code, *self.read()
 
 
-def run_child(code, *arguments):
-    return finish_child(start_child(code, *arguments))
+def run_child(job, folder, *arguments):
+    return Child(job, folder, *arguments).finish()

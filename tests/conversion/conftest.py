@@ -19,3 +19,9 @@ def ranks_folder(tmp_path_factory, worker_id):
             run_ranks(folder)
             (folder / "done").touch()
     return folder
+
+
+@pytest.fixture
+def streams(tmp_path_factory):
+    """A folder for what a child process prints, beside the folders that are compared."""
+    return tmp_path_factory.mktemp("streams")

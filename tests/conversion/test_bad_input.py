@@ -29,15 +29,19 @@ UP = "model.layers.0.mlp.up_proj.weight"
 
 @pytest.fixture
 def refuse(tmp_path, capsys):
-    """Convert in both ways; both refuse with these words in order, and nothing changes."""
+    """Convert in both ways; both refuse with these words in order, and nothing changes.
 
-    def check(source, *words, destination=None, **options):
+    only_command: where the function would take the same seconds once more.
+    """
+
+    def check(source, *words, destination=None, only_command=False, **options):
         destination = destination or tmp_path / "result"
         pattern = "(?s)" + ".*".join(words)
         before = hash_tree(tmp_path)
-        with pytest.raises(ValueError, match=pattern):
-            convert(source, destination, **options)
-        assert hash_tree(tmp_path) == before
+        if not only_command:
+            with pytest.raises(ValueError, match=pattern):
+                convert(source, destination, **options)
+            assert hash_tree(tmp_path) == before
         capsys.readouterr()
         assert main(spell(source, destination, **options)) == 2
         out, err = capsys.readouterr()
@@ -259,7 +263,7 @@ BIN = {
     "a key in two shards": (damage.duplicate_key, ["00001-of-00002", "00002-of-00002", "once"]),
     "no dict": (lambda f: torch.save([torch.ones(2)], damage.list_weights(f)[0]), ["list"]),
     "no tensor": (
-        lambda f: damage.change_tensors(damage.list_weights(f)[0], lambda t: t.update(step=3)),
+        lambda f: torch.save({"step": 3}, damage.list_weights(f)[0]),
         ["step", "int"],
     ),
 }
@@ -303,15 +307,14 @@ def test_hostile_pickle_is_hostile(tmp_path):
     assert (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("part", ["model_states", "optim_states"])
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "part"), [(2, "optim_states"), (3, "model_states")])
 def test_hostile_deepspeed_file_runs_no_code(stage, part, tmp_path, ranks_folder, refuse):
     source = write_zero(tmp_path / "source", ranks_folder, stage)
     file = sorted(source.path.rglob(f"*{part}.pt"))[-1]
     content = torch.load(file, weights_only=False)
     trace = tmp_path / "trace"
     torch.save({**content, "hostile": damage.Hostile(trace)}, file)
-    refuse(source.path, "DeepSpeed could not consolidate")
+    refuse(source.path, "DeepSpeed could not consolidate", only_command=True)
     assert not trace.exists()
 
 
@@ -326,7 +329,7 @@ def test_deepspeed_folder_without_deepspeed_names_it(tmp_path, ranks_folder, ref
 def test_deepspeed_folder_without_a_rank_is_refused(tmp_path, ranks_folder, refuse):
     source = write_zero(tmp_path / "source", ranks_folder, 3)
     sorted(source.path.rglob("*optim_states.pt"))[-1].unlink()
-    refuse(source.path, "DeepSpeed could not consolidate")
+    refuse(source.path, "DeepSpeed could not consolidate", only_command=True)
 
 
 def test_nonfinite_weights_pass_when_allowed(tmp_path):
@@ -541,26 +544,16 @@ def test_destination_behind_a_link_to_the_source_is_refused(tmp_path, refuse):
     refuse(source.path, "read", destination=tmp_path / "link", overwrite=True)
 
 
-LIMITED = """
-import resource, sys
-from hyperllava_hf.cli import main
-from hyperllava_hf.conversion import convert
-limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 # Where the first shard, and where the second one is cut off.
 @pytest.mark.parametrize(("limit", "shard_size"), [(20_000, "5GB"), (70_000, "60KB")])
-def test_full_disk_leaves_nothing(limit, shard_size, tmp_path):
+def test_full_disk_leaves_nothing(limit, shard_size, tmp_path, streams):
     source = write_original(tmp_path / "source")
     before = hash_tree(tmp_path)
     words = spell(source.path, tmp_path / "result", max_shard_size=shard_size)
     if shard_size != "5GB":
         # Small shards fit; one of the files that come after them is the one that does not.
         words += ["--experts", "init"]
-    code, out, err = run_child(LIMITED, limit, *words)
+    code, out, err = run_child("limit_files", streams, limit, *words)
     assert (code, out) == (2, ""), err
     assert len(err.splitlines()) == 1, err
     assert "File too large" in err

@@ -112,9 +112,9 @@ def test_llava_hf_becomes_the_original_layout_and_computes_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("to", ["llava", "llava-hf"])
-@pytest.mark.parametrize("write", [write_own, write_fork])
-def test_trained_experts_are_not_dropped_unasked(write, to, tmp_path):
-    source = write(tmp_path / "source")
+@pytest.mark.parametrize(("write", "options"), [(write_own, {}), (write_fork, {"names": "other"})])
+def test_trained_experts_are_not_dropped_unasked(write, options, to, tmp_path):
+    source = write(tmp_path / "source", **options)
     before = hash_tree(tmp_path)
     with pytest.raises(ValueError, match=r"(?s)trained expert.*drop_experts"):
         convert(source.path, tmp_path / "back", to=to, **source.options)

@@ -77,9 +77,10 @@ def draw_experts(seed=1, **fields):
     return {name: tensor.clone() for name, tensor in state.items() if is_expert(name)}
 
 
-def pad_vocabulary(state, num_rows=PADDED_VOCABULARY):
+def pad_vocabulary(state):
     """The rows that a conversion appends: each the mean of the rows that are there."""
     padded = dict(state)
+    num_rows = -(-(len(state["lm_head.weight"]) + 2) // 64) * 64
     for name in EMBEDDINGS:
         mean = state[name].double().mean(0).to(state[name].dtype)
         new_rows = mean.expand(num_rows - len(state[name]), -1)
@@ -87,22 +88,26 @@ def pad_vocabulary(state, num_rows=PADDED_VOCABULARY):
     return padded
 
 
+def fill(model, state):
+    """Put weights into a model in their dtypes; what it computes with besides stays float32."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(state[name].dtype)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
 def as_llava(state, image=IMAGE):
     """transformers' own LLaVA with these weights."""
     fields = {**llava_fields(len(state["lm_head.weight"])), "image_token_index": image}
     config = LlavaConfig(**fields)
-    llava = LlavaForConditionalGeneration(config).to(state["lm_head.weight"].dtype)
-    llava.load_state_dict(in_llava_memory(state), strict=True)
-    return llava.eval()
+    return fill(LlavaForConditionalGeneration(config), in_llava_memory(state))
 
 
 def as_hyperllava(state, experts, **fields):
     """A HyperLLaVA with these weights and experts."""
     vocab_size = len(state["lm_head.weight"])
     config = HyperLlavaConfig(**llava_fields(vocab_size), **{**EXPERTS, **fields})
-    model = HyperLlavaForConditionalGeneration(config)
-    model.load_state_dict({**state, **experts}, strict=True)
-    return model.eval()
+    return fill(HyperLlavaForConditionalGeneration(config), {**state, **experts})
 
 
 def build_prompts(image=IMAGE, dtype=torch.float32):
