@@ -108,7 +108,11 @@ def test_the_way_back_to_llava_is_equal_to_the_bit(tower, mode, tmp_path):
     state = draw_state()
     source = write_llava_hf(tmp_path / "source", state=pad_vocabulary(state))
     result = write_original(tmp_path / "result", kind="safetensors", tower=tower, state=state)
-    assert_equal_to_the_bit(check(source, result.path, "llava", mode=mode))
+    # The source's vocabulary is padded, which the original layout has no place for.
+    stated = llava_fields()
+    found = verify(as_parts(source), result.path, "llava", stated, 384, mode=mode)
+    assert_equal_to_the_bit(found)
+    assert found.notes == ("The source's last 53 rows of the vocabulary were not compared.",)
 
 
 @pytest.mark.parametrize("layers", [-2, [-2, -1], [0, 1]])
