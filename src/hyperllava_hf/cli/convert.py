@@ -18,9 +18,7 @@ EXAMPLES = """Examples:
 
 hyperllava convert liuhaotian/llava-v1.5-7b ./hyperllava-7b
 
-hyperllava convert ./llava-lora ./merged --base-llm ./vicuna-7b --language-guidance-scope prompt
-
-hyperllava convert ./hyperllava-7b ./llava-7b --to llava-hf --dry-run"""
+hyperllava convert ./llava-lora ./merged --base-llm ./vicuna-7b --dry-run"""
 
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there, once the new one is complete.")
@@ -35,6 +33,9 @@ DtypeOption = Annotated[
 ShardOption = Annotated[str, typer.Option(help="Largest file of weights.")]
 NonFiniteOption = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Convert NaN and Inf instead of refusing them.")
+]
+DropOption = Annotated[
+    bool, typer.Option("--drop-experts", help="Allow trained experts to be lost.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 LayoutOption = Annotated[
@@ -106,9 +107,7 @@ def convert(
         str | None, typer.Option(help="guided, latent or static (Table 5).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of fresh experts.")] = 0,
-    drop_experts: Annotated[
-        bool, typer.Option("--drop-experts", help="Allow trained experts to be lost.")
-    ] = False,
+    drop_experts: DropOption = False,
     dtype: DtypeOption = None,
     max_shard_size: ShardOption = "5GB",
     allow_nonfinite: NonFiniteOption = False,

@@ -8,6 +8,7 @@ import typer
 
 from hyperllava_hf.cli.convert import (
     BaseOption,
+    DropOption,
     DryRunOption,
     DtypeOption,
     LayoutOption,
@@ -19,6 +20,11 @@ from hyperllava_hf.cli.convert import (
 )
 from hyperllava_hf.cli.options import JsonOption, RevisionOption
 
+EXAMPLES = """Examples:
+
+hyperllava experts extract ./my-model experts.safetensors
+
+hyperllava experts attach ./llava-7b experts.safetensors ./my-model"""
 EXTRACT_EXAMPLES = """Examples:
 
 hyperllava experts extract ./my-model experts.safetensors
@@ -33,7 +39,8 @@ hyperllava experts attach liuhaotian/llava-v1.5-7b experts.safetensors ./my-mode
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    group = typer.Typer(help="Experts as a file of their own, bound to their base.")
+    about = "Take a model's experts out into a file, and put them back on their base."
+    group = typer.Typer(help=about, epilog=EXAMPLES)
     group.command("extract", epilog=EXTRACT_EXAMPLES)(extract)
     group.command("attach", epilog=ATTACH_EXAMPLES)(attach)
     app.add_typer(group, name="experts")
@@ -64,6 +71,7 @@ def attach(
     layout: LayoutOption = None,
     base_llm: BaseOption = None,
     vision_tower: TowerOption = None,
+    drop_experts: DropOption = False,
     dtype: DtypeOption = None,
     max_shard_size: ShardOption = "5GB",
     overwrite: OverwriteOption = False,
@@ -82,6 +90,7 @@ def attach(
         layout=layout,
         base_llm=base_llm,
         vision_tower=vision_tower,
+        drop_experts=drop_experts,
         dtype=dtype,
         max_shard_size=max_shard_size,
         overwrite=overwrite,

@@ -360,7 +360,8 @@ class Conversion:
             self.result.llava_config,
             self.result.source_rows,
             scratch=scratch,
-            experts_kept=self.options.experts is None,
+            # Other fields make other experts of the same weights, on purpose.
+            experts_kept=self.options.experts is None and not self.options.expert_fields,
         )
         if not found.passed:
             raise ValueError(
