@@ -19,8 +19,9 @@ from typing import Any
 from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/conversion.md")
 WEIGHT_MEMORY = ROOT / "benchmarks" / "results" / "weight_memory.csv"
+CONVERSION = ROOT / "benchmarks" / "results" / "convert.csv"
 CHECKPOINT = ROOT / "src" / "hyperllava_hf" / "hyperllava-digits"
 METRICS = CHECKPOINT / "metrics.json"
 
@@ -138,6 +139,26 @@ def render_training() -> str:
     return render_table(header, rows)
 
 
+def render_conversion() -> str:
+    """Render speed and memory of conversion beside cp -r."""
+    with CONVERSION.open(newline="") as file:
+        measured = list(csv.DictReader(file))
+    header = ["source", "way", "seconds", "speed / `cp -r`", "peak memory", "bound"]
+    rows = []
+    for row in measured:
+        spread = f"{row['speed_to_cp_median']} ({row['speed_to_cp_p20']}-{row['speed_to_cp_p80']})"
+        peak = f"{row['peak_mib']} MiB" if row["peak_mib"] else ""
+        bound = f"{row['peak_bound_mib']} MiB" if row["way"].startswith("convert") else ""
+        rows.append([row["source"], row["way"], row["seconds_median"], spread, peak, bound])
+    first = measured[0]
+    note = (
+        f"LLaVA-1.5-{first['shapes']} shapes, {first['device']}; medians of {first['runs']} runs "
+        f"(20th to 80th percentile), in turn with `cp -r`, each followed by a sync. "
+        f"`{first['command']}`, {first['date']}.\n"
+    )
+    return render_table(header, rows) + "\n" + note
+
+
 # What is not under src, with its line; a folder's line stands for all that lies below it.
 TREE_TOP = {
     ".ci/": "what continuous integration runs",
@@ -151,6 +172,7 @@ TREE_TOP = {
     "Makefile": "every command of the project",
     "README.md": "this page",
     "benchmarks/": "measurements, with their results",
+    "docs/": "how to convert, load, serve and push",
     "constraints/": "what CI installs, on either transformers line",
     "examples/": "pictures of test digits, and the demo",
     "noxfile.py": "both lines' tests, and the quality checks",
@@ -185,6 +207,7 @@ def render_tree() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy": render_accuracy,
+    "conversion": render_conversion,
     "forms": render_forms,
     "parameters": render_parameters,
     "training": render_training,
