@@ -1,17 +1,16 @@
 """Loading by id over HTTP, without the package: by branch, tag and commit, then offline."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 import hyperllava_hf
 from tests.hub.conftest import build_environment, connect, finish, hash_weights, reset_client, start
 from tests.hub_server import HubServer
-from tests.tiny_checkpoint import save_tiny_checkpoint
 
 REPO = "user/tiny.hyper-llava-0.1"  # dots and dashes, which become part of a module's name
 MODEL = "AutoModelForImageTextToText"
@@ -27,91 +26,65 @@ CLASSES = [
 FULL = "HyperLlavaForConditionalGeneration"
 
 
-@dataclass
-class Pulled:
-    """What the children found, and what they should have."""
-
-    weights: dict[str, str]
-    commits: dict[str, str]
-    at_once: list[list[dict[str, Any]]]
-    offline: list[dict[str, Any]]
-    num_downloads: int
-
-
-@pytest.fixture(scope="module", params=["lfs", "xet"])
-def pulled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pulled:
-    """Push three versions; pull them in two processes at once, then from the cache alone."""
-    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("versions"))
-    home = tmp_path_factory.mktemp("home")
+def push_versions(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Push three versions of a folder; return the hash of each one's weights, and its commit."""
     weights, commits = {}, {}
-    with pytest.MonkeyPatch.context() as patch, HubServer(xet=request.param == "xet") as server:
-        connect(patch, server, tmp_path_factory.mktemp("cache"))
-        for name, branch in (("v1.0", None), ("experiment", "experiment"), ("main", None)):
-            commits[name] = hyperllava_hf.push(folder, REPO, revision=branch).commit
-            weights[name] = hash_weights(folder / "model.safetensors")
-            if name == "v1.0":
-                hyperllava_hf.hub.push.HfApi().create_tag(REPO, tag="v1.0")
-            tensors = load_file(folder / "model.safetensors")
-            tensors["lm_head.weight"] += 1
-            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        reset_client()
+    for name, branch in (("v1.0", None), ("experiment", "experiment"), ("main", None)):
+        commits[name] = hyperllava_hf.push(folder, REPO, revision=branch).commit
+        weights[name] = hash_weights(folder / "model.safetensors")
+        if name == "v1.0":
+            HfApi().create_tag(REPO, tag="v1.0")
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] += 1
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert len(set(weights.values())) == 3
+    return weights, commits
+
+
+def check_classes(answer: dict[str, Any]) -> None:
+    """Check that every auto class of the line gave our class, from the repository's own code."""
+    classes = answer["classes"]
+    assert set(classes) == {name for name in CLASSES if hasattr(transformers, name)}
+    assert classes["AutoConfig"] == "HyperLlavaConfig"
+    assert classes["AutoImageProcessor"] == "HyperLlavaImageProcessor"
+    assert classes["AutoModel"] == "HyperLlavaModel"
+    assert {classes[name] for name in classes if "For" in name} == {FULL}
+    assert answer["module"].startswith("transformers_modules.")
+    assert answer["processor"].split(".")[:-1] == answer["module"].split(".")[:-1]
+
+
+@pytest.mark.parametrize("way", ["lfs", "xet"])
+def test_branch_tag_and_commit_load_in_two_processes_at_once_and_then_offline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with HubServer(xet=way == "xet") as server:
+        connect(monkeypatch, server, tmp_path / "cache")
+        weights, commits = push_versions(folder)
+        assert server.count("PUT", "/lfs/") == (3 if way == "lfs" else 0)
         jobs = [
             {"repo": REPO, "revision": "main", "classes": CLASSES},
             {"repo": REPO, "revision": "experiment", "classes": [MODEL]},
             {"repo": REPO, "revision": "v1.0", "classes": [MODEL]},
             {"repo": REPO, "revision": commits["v1.0"], "classes": [MODEL]},
         ]
-        environment = build_environment(server, home)
+        environment = build_environment(server, tmp_path / "home")
         children = [start("pull_process.py", jobs, environment) for _ in range(2)]
-        at_once = [finish(child) for child in children]
-        pattern = "/xet/data/" if request.param == "xet" else r"resolve/.*model\.safetensors"
-        num_downloads = server.count("GET", pattern)
-    # The server is gone.
+        found, other = [finish(child) for child in children]
+        num_over_xet = server.count("GET", "/xet/data/")
+        num_over_http = server.count("GET", r"resolve/.*model\.safetensors")
+    assert found == other
+    assert [answer["weights"] for answer in found] == [
+        weights[name] for name in ("main", "experiment", "v1.0", "v1.0")
+    ]
+    assert [answer["commit"] for answer in found] == [
+        commits[name] for name in ("main", "experiment", "v1.0", "v1.0")
+    ]
+    check_classes(found[0])
+    assert (num_over_xet > 0, num_over_http > 0) == (way == "xet", way == "lfs")
+    # The server is gone; the cache has all.
     environment |= {"HF_HUB_OFFLINE": "1"}
     offline = finish(start("pull_process.py", [jobs[0], jobs[2], jobs[3]], environment))
-    return Pulled(weights, commits, at_once, offline, num_downloads)
-
-
-def test_every_revision_brings_its_own_weights(pulled: Pulled) -> None:
-    expected = [pulled.weights[name] for name in ("main", "experiment", "v1.0", "v1.0")]
-    assert len(set(expected)) == 3
-    for found in pulled.at_once:
-        assert [answer["weights"] for answer in found] == expected
-
-
-def test_every_revision_resolves_to_its_commit(pulled: Pulled) -> None:
-    expected = [pulled.commits[name] for name in ("main", "experiment", "v1.0", "v1.0")]
-    assert [answer["commit"] for answer in pulled.at_once[0]] == expected
-
-
-def test_two_processes_on_one_cold_cache_agree(pulled: Pulled) -> None:
-    first, second = pulled.at_once
-    assert first == second
-
-
-def test_weights_were_fetched_over_the_way_under_test(pulled: Pulled) -> None:
-    assert pulled.num_downloads >= 3
-
-
-def test_every_auto_class_of_the_line_loads(pulled: Pulled) -> None:
-    classes = pulled.at_once[0][0]["classes"]
-    assert set(classes) == {name for name in CLASSES if hasattr(transformers, name)}
-    assert classes["AutoConfig"] == "HyperLlavaConfig"
-    assert classes["AutoImageProcessor"] == "HyperLlavaImageProcessor"
-    assert classes["AutoModel"] == "HyperLlavaModel"
-    assert {classes[name] for name in classes if "For" in name} == {FULL}
-
-
-def test_code_comes_from_the_repository_at_that_commit(pulled: Pulled) -> None:
-    for answer in pulled.at_once[0]:
-        assert answer["module"].startswith("transformers_modules.")
-        assert answer["processor"].split(".")[:-1] == answer["module"].split(".")[:-1]
-        assert answer["processor"].startswith("transformers_modules.")
-
-
-def test_cache_alone_gives_the_same_offline(pulled: Pulled) -> None:
-    online = pulled.at_once[0]
-    assert pulled.offline == [online[0], online[2], online[3]]
+    assert offline == [found[0], found[2], found[3]]
 
 
 def test_what_is_missing_refused_or_cut_is_named_and_the_cache_stays_usable(
@@ -160,7 +133,10 @@ def test_parts_pushed_apart_by_transformers_make_one_repository(
             assert {path.name for path in folder.iterdir()} <= set(files)
             for path in [*folder.glob("*.py"), folder / "processor_config.json"]:
                 assert files[path.name].content == path.read_bytes(), path.name
-        jobs = [{"repo": name, "classes": CLASSES} for name in ("user/model.first", pushes[2][1])]
+        jobs = [
+            {"repo": name, "classes": ["AutoModel", MODEL]}
+            for name in ("user/model.first", pushes[2][1])
+        ]
         found = finish(start("pull_process.py", jobs, environment))
     expected = hash_weights(folder / "model.safetensors")
     assert [answer["weights"] for answer in found] == [expected] * 2
