@@ -184,6 +184,7 @@ TREE_TOP = {
 TREE_DATA = {
     "src/hyperllava_hf/evaluation/digit_questions_test.jsonl.gz": "the fixed test questions",
     "src/hyperllava_hf/hyperllava-digits/": "the bundled checkpoint",
+    "src/hyperllava_hf/hub/LICENSE": "the licence that `push` adds to a folder without one",
 }
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,6 +54,29 @@ TowerOption = Annotated[
 RulesOption = Annotated[
     Path | None, typer.Option(help="TOML table of a fork's names of the experts.")
 ]
+ToOption = Annotated[str, typer.Option(help="hyperllava; or without experts: llava-hf, llava.")]
+ExpertsOption = Annotated[
+    str | None, typer.Option(help="init, none or FILE.", show_default="the source's, else init")
+]
+VisualExpertOption = Annotated[
+    str | None, typer.Option(help="first, second, both or none (Table 2).")
+]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(help="posterior, anterior, all, none or indices such as 16,17 (Table 3)."),
+]
+GuidanceLayerOption = Annotated[
+    int | None, typer.Option(help="Blocks below the language guidance (Fig. 3).")
+]
+ScopeOption = Annotated[str | None, typer.Option(help="token or prompt.")]
+PoolingOption = Annotated[str | None, typer.Option(help="mean, text or last, under prompt.")]
+InputDimOption = Annotated[int | None, typer.Option(help="m (Eq. 3).")]
+HiddenDimOption = Annotated[int | None, typer.Option(help="r (Eq. 5).")]
+ExpertSourceOption = Annotated[str | None, typer.Option(help="guided, latent or static (Table 5).")]
+SeedOption = Annotated[int, typer.Option(help="Seed of fresh experts.")]
+HashOption = Annotated[
+    bool, typer.Option("--hash-inputs/--no-hash-inputs", help="Record the inputs' sha256.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -74,87 +97,45 @@ def parse_layers(value: str | None) -> str | list[int] | None:
 
 
 def convert(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder, mm_projector.bin or Hub id.")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write.")],
-    to: Annotated[
-        str, typer.Option(help="hyperllava; or without experts: llava-hf, llava.")
-    ] = "hyperllava",
+    to: ToOption = "hyperllava",
     layout: LayoutOption = None,
     base_llm: BaseOption = None,
     vision_tower: TowerOption = None,
     rules: RulesOption = None,
-    experts: Annotated[
-        str | None,
-        typer.Option(help="init, none or FILE.", show_default="the source's, else init"),
-    ] = None,
-    visual_expert: Annotated[
-        str | None, typer.Option(help="first, second, both or none (Table 2).")
-    ] = None,
-    language_expert_layers: Annotated[
-        str | None,
-        typer.Option(help="posterior, anterior, all, none or indices such as 16,17 (Table 3)."),
-    ] = None,
-    language_guidance_layer: Annotated[
-        int | None, typer.Option(help="Blocks below the language guidance (Fig. 3).")
-    ] = None,
-    language_guidance_scope: Annotated[str | None, typer.Option(help="token or prompt.")] = None,
-    language_guidance_pooling: Annotated[
-        str | None, typer.Option(help="mean, text or last, under prompt.")
-    ] = None,
-    expert_input_dim: Annotated[int | None, typer.Option(help="m (Eq. 3).")] = None,
-    expert_hidden_dim: Annotated[int | None, typer.Option(help="r (Eq. 5).")] = None,
-    expert_source: Annotated[
-        str | None, typer.Option(help="guided, latent or static (Table 5).")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of fresh experts.")] = 0,
+    experts: ExpertsOption = None,
+    visual_expert: VisualExpertOption = None,
+    language_expert_layers: LayersOption = None,
+    language_guidance_layer: GuidanceLayerOption = None,
+    language_guidance_scope: ScopeOption = None,
+    language_guidance_pooling: PoolingOption = None,
+    expert_input_dim: InputDimOption = None,
+    expert_hidden_dim: HiddenDimOption = None,
+    expert_source: ExpertSourceOption = None,
+    seed: SeedOption = 0,
     drop_experts: DropOption = False,
     dtype: DtypeOption = None,
     max_shard_size: ShardOption = "5GB",
     allow_nonfinite: NonFiniteOption = False,
     overwrite: OverwriteOption = False,
     verify: VerifyOption = True,
-    hash_inputs: Annotated[
-        bool, typer.Option("--hash-inputs/--no-hash-inputs", help="Record the inputs' sha256.")
-    ] = True,
+    hash_inputs: HashOption = True,
     dry_run: DryRunOption = False,
     revision: RevisionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a LLaVA-family checkpoint into a HyperLLaVA that loads at once, or back."""
     from hyperllava_hf.conversion import convert as run
+    from hyperllava_hf.modeling.configuration_hyperllava import EXPERT_FIELDS
 
-    fields: dict[str, Any] = {
-        "visual_expert": visual_expert,
-        "language_expert_layers": parse_layers(language_expert_layers),
-        "language_guidance_layer": language_guidance_layer,
-        "language_guidance_scope": language_guidance_scope,
-        "language_guidance_pooling": language_guidance_pooling,
-        "expert_input_dim": expert_input_dim,
-        "expert_hidden_dim": expert_hidden_dim,
-        "expert_source": expert_source,
-    }
-    report = run(
-        source,
-        destination,
-        to=to,
-        layout=layout,
-        base_llm=base_llm,
-        vision_tower=vision_tower,
-        rules=rules,
-        experts=experts,
-        expert_fields={name: value for name, value in fields.items() if value is not None},
-        drop_experts=drop_experts,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        seed=seed,
-        allow_nonfinite=allow_nonfinite,
-        overwrite=overwrite,
-        verify=verify,
-        hash_inputs=hash_inputs,
-        dry_run=dry_run,
-        revision=revision,
-        progress=sys.stderr.isatty(),
-    )
+    # Every option has the name of the function's argument or of a configuration field.
+    options = {name: value for name, value in context.params.items() if name != "as_json"}
+    fields = {name: options.pop(name) for name in EXPERT_FIELDS}
+    fields["language_expert_layers"] = parse_layers(language_expert_layers)
+    options["expert_fields"] = {name: value for name, value in fields.items() if value is not None}
+    report = run(**options, progress=sys.stderr.isatty())
     print_conversion(report, dry_run, as_json)
 
 
