@@ -141,15 +141,3 @@ def test_lock_of_a_killed_converter_does_not_block(tmp_path):
     convert(source.path, tmp_path / "result", max_shard_size="60KB")
     expect_whole(tmp_path / "result", source)
     assert list_names(tmp_path) == ["result", "source", "source-clip"]
-
-
-def test_interrupted_consolidation_leaves_nothing(tmp_path, ranks_folder, streams):
-    from tests.conversion.zero_writers import write_zero
-
-    source = write_zero(tmp_path / "source", ranks_folder, 3)
-    words = spell(source.path, tmp_path / "result", verify=False)
-    before = hash_tree(tmp_path)
-    place, count = PLACES["first rows"]
-    code, _, err = run_child("stop_at", streams, int(signal.SIGINT), place, count, *words)
-    assert (code, err) == (130, "hyperllava: interrupted\n")
-    assert hash_tree(tmp_path) == before
