@@ -35,7 +35,7 @@ def test_metadata_names_base_relation_licence_and_datasets(folder: Path) -> None
 
 def test_sections_come_in_order(folder: Path) -> None:
     text = read_card(folder).text
-    titles = ["Load", "Experts and parameters", "Evaluation", "Data", "Licence"]
+    titles = ["Load", "Experts and parameters", "Data", "Evaluation", "Licence"]
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == titles
 
 
@@ -77,7 +77,7 @@ def test_results_of_the_file_reach_table_and_metadata(folder: Path) -> None:
 
 
 def test_base_is_read_from_conversion_and_configuration(folder: Path, edit_json: Callable) -> None:
-    manifest = {"source": "llava-hf/llava-1.5-7b-hf", "options": {"base_llm": "/some/folder"}}
+    manifest = {"source": "llava-hf/llava-1.5-7b-hf", "options": {"base_llm": "outputs/run-1"}}
     (folder / "conversion.json").write_text(json.dumps(manifest))
     name = {"_name_or_path": "lmsys/vicuna-7b-v1.5"}
     edit_json(folder / "config.json", lambda config: config["text_config"].update(name))

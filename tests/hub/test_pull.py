@@ -100,18 +100,20 @@ def test_what_is_missing_refused_or_cut_is_named_and_the_cache_stays_usable(
             {"repo": "user/missing", "fails": True, "classes": []},
             {"repo": REPO, "revision": "missing", "fails": True, "classes": []},
             {"repo": "stranger/gated", "fails": True, "classes": []},
+            {"repo": REPO, "fails": True, "classes": [MODEL]},
             {"repo": REPO, "classes": [MODEL]},
         ]
         environment = build_environment(server, tmp_path / "home")
         found = finish(start("pull_process.py", jobs, environment))
-        num_ranges = server.count("GET", r"model\.safetensors")
+        num_requests = server.count("GET", r"model\.safetensors")
     assert {answer["error"] for answer in found[:3]} == {"OSError"}
     assert "user/missing is not a local folder and is not a valid model id" in found[0]["message"]
     assert "missing is not a valid git identifier" in found[1]["message"]
     assert "You are trying to access a gated repo" in found[2]["message"]
-    # Broken off half-way, the client asked for the rest.
-    assert found[3]["weights"] == hash_weights(folder / "model.safetensors")
-    assert num_ranges == 2
+    # Broken off half-way: 2.x asks again by itself, 0.36 says so and leaves it to the next call.
+    assert found[3].get("error") in (None, "ChunkedEncodingError")
+    assert found[4]["weights"] == hash_weights(folder / "model.safetensors")
+    assert num_requests == 2
 
 
 def test_parts_pushed_apart_by_transformers_make_one_repository(

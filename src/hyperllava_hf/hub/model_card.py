@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from hyperllava_hf.checkpoints import HUB_ID
-from hyperllava_hf.hub.base_licences import Terms, choose_terms
+from hyperllava_hf.hub.base_licences import Terms, choose_terms, find_base_terms
 from hyperllava_hf.hub.evaluation_results import (
     RESULT_FILE,
     Results,
@@ -66,21 +66,19 @@ def find_base_models(folder: Path) -> list[str]:
         folder: the checkpoint; its conversion.json and config.json are read.
 
     Returns:
-        The ids, each once; local paths are no ids.
+        The ids, each once.
     """
     manifest, config = read_json(folder / MANIFEST), read_json(folder / "config.json")
     options = manifest.get("options") or {}
     text_config = config.get("text_config") or {}
     candidates = [
         manifest.get("source"),
-        options.get("source"),
-        options.get("base_llm"),
-        options.get("vision_tower"),
-        config.get("_name_or_path"),
-        text_config.get("_name_or_path"),
+        *(options.get(name) for name in ("source", "base_llm", "vision_tower")),
+        *(part.get("_name_or_path") for part in (config, text_config)),
     ]
     ids = [name for name in candidates if isinstance(name, str) and HUB_ID.fullmatch(name)]
-    return list(dict.fromkeys(name for name in ids if not Path(name).exists()))
+    # "outputs/run-1" has an id's form too, so what no table knows is not claimed to be a base.
+    return list(dict.fromkeys(name for name in ids if find_base_terms([name])))
 
 
 def gather_facts(
@@ -223,8 +221,8 @@ def build_model_card(folder: Path, repo_id: str, facts: CardFacts) -> str:
     sections = {
         "Load": format_load(repo_id),
         "Experts and parameters": format_experts(summary) + notes,
-        "Evaluation": format_evaluation(results),
         "Data": f"Trained on {datasets}." if datasets else "The training data is not recorded.",
+        "Evaluation": format_evaluation(results),
         "Licence": format_licence(facts),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
