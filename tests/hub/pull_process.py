@@ -56,7 +56,8 @@ def main():
         except Exception as error:
             if not job.get("fails"):
                 raise
-            found.append({"error": type(error).__name__, "message": str(error)})
+            entry = {"error": type(error).__name__, "message": str(error)}
+            found.append({**entry, "is_os_error": isinstance(error, OSError)})
     print(json.dumps(found))
 
 

@@ -1,5 +1,6 @@
 """Loading by id over HTTP, without the package: by branch, tag and commit, then offline."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,10 @@ def test_what_is_missing_refused_or_cut_is_named_and_the_cache_stays_usable(
         environment = build_environment(server, tmp_path / "home")
         found = finish(start("pull_process.py", jobs, environment))
         num_requests = server.count("GET", r"model\.safetensors")
-    assert {answer["error"] for answer in found[:3]} == {"OSError"}
+    assert [answer["is_os_error"] for answer in found[:3]] == [True] * 3
     assert "user/missing is not a local folder and is not a valid model id" in found[0]["message"]
-    assert "missing is not a valid git identifier" in found[1]["message"]
+    # 4.57 meets it first where it looks for chat templates.
+    assert re.search("not a valid git identifier|Revision Not Found", found[1]["message"])
     assert "You are trying to access a gated repo" in found[2]["message"]
     # Broken off half-way: 2.x asks again by itself, 0.36 says so and leaves it to the next call.
     assert found[3].get("error") in (None, "ChunkedEncodingError")
