@@ -34,6 +34,7 @@ from .guidance_hyperllava import (
     raise_if_shapes_differ,
 )
 from .inspection_hyperllava import collect_expert_weights
+from .lockstep_hyperllava import join_blank_image, trains_with_others
 from .projector_hyperllava import HyperLlavaMultiModalProjector
 
 # Loading a local folder, transformers 4.57 copies only the files that the entry file itself names,
@@ -180,6 +181,12 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
             kwargs["guidance_mask"] = self._find_prompt(
                 inputs, attention_mask, position_ids, past_key_values, guidance_mask, kwargs
             )
+        has_images = pixel_values is not None or kwargs.get("mm_encoder_outputs")
+        has_one_input = (input_ids is None) != (inputs_embeds is None)
+        if has_one_input and not has_images and trains_with_others(self):
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.get_input_embeddings()(input_ids), None
+            inputs_embeds = join_blank_image(self, inputs_embeds)
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
