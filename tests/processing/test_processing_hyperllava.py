@@ -228,6 +228,20 @@ def test_arguments_of_tokenizers_are_understood(processor):
     assert dict(bare) == {"input_ids": [[22]]}
 
 
+def test_servers_are_told_what_each_image_mark_became(processor):
+    found = processor(
+        images=[RED, RED],
+        text=["<image> <image>", "A"],
+        padding=True,
+        return_tensors="pt",
+        return_text_replacement_offsets=True,
+    )
+    same = {"type": "image", "text": "<image>", "replacement": "<image>" * 4}
+    first = {**same, "span": (0, 7), "new_span": (0, 28)}
+    second = {**same, "span": (8, 15), "new_span": (29, 57)}
+    assert found["text_replacement_offsets"] == [[first, second], []]
+
+
 def test_arguments_may_be_sorted_by_modality(processor):
     found = processor(
         images=RED,

@@ -8,6 +8,7 @@ the user wrote it:
     after    BOS USER : <image> <image> <image> <image> \n Q
 """
 
+import re
 from typing import Any
 
 from .labels_hyperllava import IGNORED_LABEL
@@ -76,6 +77,35 @@ def expand_image_marks(row: Row, image_token_id: int, tokens_per_image: int) -> 
     for name, column in row.items():
         expanded[name] += column[last:]
     return expanded
+
+
+def describe_expansions(text: str, mark: str, expansion: str) -> list[dict[str, Any]]:
+    """Tell what each image mark of a text becomes, in the form of transformers 5.
+
+    Args:
+        text: A prompt.
+        mark: The image token.
+        expansion: What stands for one image.
+
+    Returns:
+        For each mark its character range before ("span") and after ("new_span"), "text" and
+        "replacement".
+    """
+    found = []
+    gained = 0
+    for match in re.finditer(re.escape(mark), text):
+        start = match.start() + gained
+        found.append(
+            {
+                "type": "image",
+                "span": match.span(),
+                "new_span": (start, start + len(expansion)),
+                "text": mark,
+                "replacement": expansion,
+            }
+        )
+        gained += len(expansion) - len(mark)
+    return found
 
 
 def fit_to_length(

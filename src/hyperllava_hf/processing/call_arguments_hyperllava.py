@@ -51,6 +51,8 @@ class TextArguments:
         return_offsets_mapping: Whether to return the character range of each token in the given
             text.
         return_special_tokens_mask: Whether to return the tokenizer's special tokens mask.
+        return_text_replacement_offsets: Whether to return `text_replacement_offsets`, what each
+            image mark of the given text became.
         return_tensors: "pt", "np" or None.
     """
 
@@ -65,6 +67,7 @@ class TextArguments:
     return_mm_token_type_ids: bool = False
     return_offsets_mapping: bool = False
     return_special_tokens_mask: bool = False
+    return_text_replacement_offsets: bool = False
     return_tensors: Any = None
 
     @property

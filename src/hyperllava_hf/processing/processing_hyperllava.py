@@ -31,7 +31,7 @@ from .image_settings_hyperllava import AUTO_MAP
 from .labels_hyperllava import build_labels
 from .processor_folder_hyperllava import ProcessorFolder
 from .rendering_hyperllava import RenderedChat
-from .token_rows_hyperllava import check_mark_count, expand_image_marks
+from .token_rows_hyperllava import check_mark_count, describe_expansions, expand_image_marks
 from .tokenizer_files_hyperllava import save_tokenizer
 from .tokenizer_parts_hyperllava import add_missing_tokens, find_image_token_id
 
@@ -246,6 +246,7 @@ class HyperLlavaProcessor(ConversationCalls, ProcessorFolder, ProcessorMixin):
         for index, (num_marks, group) in enumerate(zip(marks, grouped, strict=True)):
             check_mark_count(num_marks, len(group), self.image_token, name_sample(index, len(rows)))
         data: dict[str, Any] = {}
+        count = 0
         if any(grouped):
             loaded = load_images(grouped, image_settings)
             data = dict(
@@ -254,7 +255,14 @@ class HyperLlavaProcessor(ConversationCalls, ProcessorFolder, ProcessorMixin):
             count = self._count_image_tokens(*data["pixel_values"].shape[-2:])
             rows = [expand_image_marks(row, self.image_token_id, count) for row in rows]
         batch = fit_and_pad(self.tokenizer, rows, arguments, extras, self.image_token_id)
-        return BatchFeature(data={**batch, **data}, tensor_type=arguments.return_tensors)
+        encoded = BatchFeature(data={**batch, **data}, tensor_type=arguments.return_tensors)
+        if arguments.return_text_replacement_offsets:
+            # Servers (vLLM) place each image by these.
+            encoded["text_replacement_offsets"] = [
+                describe_expansions(chat.text, self.image_token, self.image_token * count)
+                for chat in chats
+            ]
+        return encoded
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """Decode rows of ids.
