@@ -4,6 +4,7 @@ A block is the embedding, a layer or a norm of the vision tower, the projector, 
 of the decoder, or the head, whose output are the logits.
 """
 
+import math
 import re
 import tempfile
 from collections.abc import Callable
@@ -60,12 +61,15 @@ def measure_difference(
     if found.numel() == 0:
         return 0.0, (), 0.0
     difference = (found - expected).abs_()
-    difference[(found == expected) | (found.isnan() & expected.isnan())] = 0
-    difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
-    place = int(difference.argmax())
+    scale = float(expected.abs().max())
+    place = int(difference.argmax())  # a NaN counts as the largest
+    if not (math.isfinite(scale) and math.isfinite(float(difference.flatten()[place]))):
+        difference[(found == expected) | (found.isnan() & expected.isnan())] = 0
+        difference.nan_to_num_(nan=float("inf"), posinf=float("inf"))
+        place = int(difference.argmax())
+        scale = float(expected.abs().nan_to_num_(nan=0.0, posinf=0.0).max())
     index = tuple(int(n) for n in torch.unravel_index(torch.tensor(place), difference.shape))
-    scale = expected.abs().nan_to_num_(nan=0.0, posinf=0.0).max()
-    return float(difference.flatten()[place]), index, float(scale)
+    return float(difference.flatten()[place]), index, scale
 
 
 class OutputStore:

@@ -76,9 +76,7 @@ def build_provider(weights: ReferenceWeights, num_tokens: int) -> Provider:
     """
 
     def load(key: str) -> torch.Tensor:
-        with weights.open(key) as tensor:
-            rows = tensor[:num_tokens] if key == HEAD_WEIGHT else tensor
-            return torch.empty(rows.shape, dtype=torch.float32).copy_(rows)
+        return weights.load(key, torch.float32, num_tokens if key == HEAD_WEIGHT else None)
 
     return load
 

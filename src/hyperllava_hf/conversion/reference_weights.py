@@ -9,13 +9,14 @@ added up by their plain formulas:
     dora   m (W + s (B A)) / |W + s (B A)|, the norm taken over each output's inputs
     delta  D + W on the rows that both have
 
-Each tensor is read when it is asked for and its file closed again, so mapped pages do not pile up.
+Each row of these is a sum of the same rows, so tensors are read a few rows at a time, when they are
+asked for, and the file is closed after each reading: mapped pages do not pile up.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,9 @@ ADAPTER_NAME = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>(?:embedding_)?[AB]|magnitude_vector)"
     r"(?:\.(?!weight$|bias$)\w+)?(?:\.weight)?"
 )
+
+# Values read at a time: what is mapped and what is copied of them stay small beside a block.
+CHUNK_VALUES = 2**24
 
 DTYPES = {
     "F64": torch.float64,
@@ -85,28 +89,26 @@ def find_canonical_name(name: str) -> str | None:
     return "model.language_model." + name if DECODER_NAME.fullmatch(name) else None
 
 
-@contextmanager
-def open_tensor(stored: StoredTensor) -> Iterator[torch.Tensor]:
-    """Map one tensor for as long as the file is open.
-
-    Args:
-        stored: what to read.
-
-    Yields:
-        The tensor; its memory is the file's, so copy what has to last.
-    """
-    if stored.path.suffix == ".safetensors":
-        with safe_open(stored.path, framework="pt") as file:
-            yield file.get_tensor(stored.name)
-    else:
-        yield _map_pickle(stored.path)[stored.name]
-
-
 def _map_pickle(path: Path) -> dict[str, torch.Tensor]:
     content: dict[str, torch.Tensor] = torch.load(
         str(path), map_location="cpu", weights_only=True, mmap=True
     )
     return content
+
+
+def split_rows(shape: tuple[int, ...], num_values: int) -> Iterator[tuple[int, int]]:
+    """Split a tensor into pieces of whole rows.
+
+    Args:
+        shape: the tensor's.
+        num_values: values of a piece, about.
+
+    Yields:
+        The first row of each piece and the row behind its last.
+    """
+    step = max(1, num_values // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
 
 
 def list_tensors(path: Path) -> Iterator[StoredTensor]:
@@ -132,18 +134,30 @@ def list_tensors(path: Path) -> Iterator[StoredTensor]:
                 yield StoredTensor(path, name, tuple(tensor.shape), tensor.dtype)
 
 
-def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Read one tensor into memory of its own and close its file.
+def read_rows(
+    stored: StoredTensor, start: int, stop: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Read rows of one tensor into memory of their own and close its file.
 
     Args:
         stored: what to read.
+        start: the first row.
+        stop: the row behind the last.
         dtype: of the result, the stored one if None.
 
     Returns:
-        The tensor.
+        The rows.
     """
-    with open_tensor(stored) as mapped:
-        return torch.empty(stored.shape, dtype=dtype or stored.dtype).copy_(mapped)
+    if stored.path.suffix == ".safetensors":
+        with safe_open(stored.path, framework="pt") as file:
+            rows = file.get_slice(stored.name)[start:stop]
+            return torch.empty(rows.shape, dtype=dtype or stored.dtype).copy_(rows)
+    rows = _map_pickle(stored.path)[stored.name][start:stop]
+    return torch.empty(rows.shape, dtype=dtype or stored.dtype).copy_(rows)
+
+
+def _read_float32(stored: StoredTensor) -> torch.Tensor:
+    return read_rows(stored, 0, stored.shape[0], torch.float32)
 
 
 class ReferenceWeights:
@@ -274,34 +288,37 @@ class ReferenceWeights:
             return 0
         return 0 if self.base is None or key not in self.base else self.base.rank(key)
 
-    @contextmanager
-    def open(self, key: str) -> Iterator[torch.Tensor]:
-        """Map a parameter, or compute one that is a sum, for as long as it is looked at.
+    def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Read or compute rows of a parameter.
 
         Args:
             key: its name.
+            start: the first row.
+            stop: the row behind the last.
 
-        Yields:
-            The parameter as stored, or in float32 where it is a sum.
+        Returns:
+            The rows as stored, or in float32 where they are sums; in memory of their own.
 
         Raises:
             ValueError: if the source has no such parameter.
         """
         base = self.base if self.base is not None and key in self.base else None
         if key in self._adapters:
-            yield self._merge(key)
-        elif key in self._own and base is not None and self.adds_to_base:
-            yield self._add_delta(key, base)
-        elif key in self._own and base is not None and self._extends_base(key):
-            yield torch.cat([base.load(key), read_tensor(self._own[key])])
-        elif key not in self._own and base is not None:
-            with base.open(key) as tensor:
-                yield tensor
-        else:
-            with open_tensor(self._find(key)) as tensor:
-                yield tensor
+            return self._merge_rows(key, start, stop)
+        if key in self._own and base is not None and self.adds_to_base:
+            return self._add_delta_rows(self._own[key], base, key, start, stop)
+        if key in self._own and base is not None and self._extends_base(key):
+            end = base.shape(key)[0]
+            own = read_rows(self._own[key], max(start - end, 0), max(stop - end, 0))
+            return torch.cat([base.rows(key, min(start, end), min(stop, end)), own])
+        for part in (self.base, self.vision):
+            if key not in self._own and part is not None and key in part:
+                return part.rows(key, start, stop)
+        return read_rows(self._find(key), start, stop)
 
-    def load(self, key: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def load(
+        self, key: str, dtype: torch.dtype | None = None, num_rows: int | None = None
+    ) -> torch.Tensor:
         """Read or compute a parameter.
 
         Matrix products may round differently where their operands are aligned differently, so a
@@ -310,12 +327,18 @@ class ReferenceWeights:
         Args:
             key: its name.
             dtype: of the result; if None, as stored, or float32 where it is a sum.
+            num_rows: its first rows alone; None for all.
 
         Returns:
             The parameter, in memory of its own.
         """
-        with self.open(key) as tensor:
-            return torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
+        shape = self.shape(key)
+        num_rows = shape[0] if num_rows is None else min(num_rows, shape[0])
+        own_dtype = torch.float32 if self.rank(key) > 0 else self.dtype(key)
+        tensor = torch.empty((num_rows, *shape[1:]), dtype=dtype or own_dtype)
+        for start, stop in split_rows((num_rows, *shape[1:]), CHUNK_VALUES):
+            tensor[start:stop] = self.rows(key, start, stop)
+        return tensor
 
     def _find(self, key: str) -> StoredTensor:
         if key in self._own:
@@ -338,28 +361,32 @@ class ReferenceWeights:
             and self._own[key].shape[0] < self.base.shape(key)[0]
         )
 
-    def _add_delta(self, key: str, base: "ReferenceWeights") -> torch.Tensor:
-        weight = read_tensor(self._own[key], torch.float32)
-        other = base.load(key, torch.float32)
+    def _add_delta_rows(
+        self, delta: StoredTensor, base: "ReferenceWeights", key: str, start: int, stop: int
+    ) -> torch.Tensor:
+        weight = read_rows(delta, start, stop, torch.float32)
+        end = base.shape(key)[0]
+        other = base.rows(key, min(start, end), min(stop, end))
         overlap = tuple(slice(min(pair)) for pair in zip(weight.shape, other.shape, strict=True))
-        weight[overlap] += other[overlap]
+        weight[overlap] += other[overlap].float()
         return weight
 
-    def _merge(self, key: str) -> torch.Tensor:
+    def _merge_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
         adapter = self._adapters[key]
-        is_embedding = "embedding_A" in adapter
-        prefix = "embedding_" if is_embedding else ""
-        down = read_tensor(adapter[prefix + "A"], torch.float32)  # (r, inputs)
-        up = read_tensor(adapter[prefix + "B"], torch.float32)  # (outputs, r)
         if key in self._own or self.base is None:
-            weight = read_tensor(self._find(key), torch.float32)
+            weight = read_rows(self._find(key), start, stop, torch.float32)
         else:
-            weight = self.base.load(key, torch.float32)
-        if is_embedding:  # an embedding's weight is (tokens, width), the transpose of a Linear's
-            return weight.addmm_(down.T, up.T, alpha=self._scaling(adapter, down.shape[0]))
-        weight.addmm_(up, down, alpha=self._scaling(adapter, down.shape[0]))
+            weight = self.base.rows(key, start, stop).float()
+        if "embedding_A" in adapter:
+            # An embedding's weight is (tokens, width), the transpose of a Linear's.
+            up, down = (_read_float32(adapter[f"embedding_{part}"]).T for part in "AB")
+            up = up[start:stop]
+        else:
+            down = _read_float32(adapter["A"])  # (r, inputs)
+            up = read_rows(adapter["B"], start, stop, torch.float32)  # (rows, r)
+        weight.addmm_(up, down, alpha=self._scaling(adapter, self.rank(key)))
         if "magnitude_vector" in adapter:
-            magnitude = read_tensor(adapter["magnitude_vector"], torch.float32)
+            magnitude = read_rows(adapter["magnitude_vector"], start, stop, torch.float32)
             weight *= (magnitude / torch.linalg.vector_norm(weight, dim=1))[:, None]
         return weight
 
