@@ -31,14 +31,17 @@ VARIANTS = {
 }
 
 
-def build_adapter(variant="plain", **fields):
-    """A PEFT model around the known LLaVA's decoder; A and B drawn so that they matter."""
+def build_adapter(variant="plain", dtype=torch.float32, **fields):
+    """A PEFT model around the known LLaVA's decoder; A and B drawn so that they matter.
+
+    dtype: of the decoder; PEFT keeps the adapter's matrices in float32.
+    """
     options = {"r": 5, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ALL_LINEAR}
     options |= {"bias": "none", "task_type": "CAUSAL_LM", **VARIANTS[variant], **fields}
     llm = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, pad_token_id=0, **TEXT))
     state = rename(without(draw_state(), "vision", "projector"), ORIGINAL_KEYS)
     llm.load_state_dict(state, strict=True)
-    model = get_peft_model(llm, LoraConfig(**options))
+    model = get_peft_model(llm.to(dtype), LoraConfig(**options))
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -48,13 +51,13 @@ def build_adapter(variant="plain", **fields):
     return model.eval()
 
 
-def write_lora(folder, variant="plain", kind="bin", non_lora=True, **fields):
+def write_lora(folder, variant="plain", kind="bin", non_lora=True, dtype=torch.float32, **fields):
     """adapter_model, adapter_config.json, non_lora_trainables.bin, config.json; no tokenizer."""
-    state = draw_state()
+    state = {name: tensor.to(dtype) for name, tensor in draw_state().items()}
     llm = write_llama(folder.with_name(folder.name + "-llm"), state)
     clip = write_clip(folder.with_name(folder.name + "-clip"), state)
     folder.mkdir(parents=True)
-    model = build_adapter(variant, **fields)
+    model = build_adapter(variant, dtype, **fields)
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "adapter_model.safetensors").unlink()
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -37,7 +37,7 @@ def load_models(folder):
         auto_class = getattr(transformers, name, None)
         if auto_class is not None:
             model, info = auto_class.from_pretrained(
-                folder, trust_remote_code=True, output_loading_info=True
+                folder, dtype="auto", trust_remote_code=True, output_loading_info=True
             )
             assert not info["missing_keys"]
             assert not info["unexpected_keys"]
