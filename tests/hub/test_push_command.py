@@ -78,8 +78,8 @@ def test_commands_take_an_id_over_http_and_never_show_the_token(
             ["inspect", REPO, "--revision", "missing"],
         ]
         results = finish(start("command_process.py", commands, environment))
-        assert server.repositories[REPO].private
     assert [code for code, _, _ in results] == [0, 0, 0, 2, 2], results
+    assert server.repositories[REPO].private
     assert token not in json.dumps(results)
     assert json.loads(results[1][1])["language_expert_blocks"] == [1]
     assert json.loads(results[2][1])["new_tokens"] == 2
