@@ -146,6 +146,20 @@ def test_stage_one_embeddings_of_new_tokens_follow_the_base(tmp_path):
     assert torch.equal(table, torch.cat([source.expected[EMBEDDINGS[0]][:331], new_rows]))
 
 
+@pytest.mark.parametrize("write", [write_lora, write_delta, write_projector])
+def test_pieces_of_a_few_rows_make_the_same_tensor(write, tmp_path, monkeypatch):
+    source = write(tmp_path / "source")
+    path = source.path / "mm_projector.bin"
+    if path.exists():
+        rows = torch.arange(48).reshape(2, 24).float()
+        torch.save({**torch.load(path), "model.embed_tokens.weight": rows}, path)
+    weights = ReferenceWeights(as_parts(source))
+    whole = load_all(weights)
+    monkeypatch.setattr(reference_weights, "CHUNK_VALUES", 130)  # five rows of the embedding
+    tolerance = 1e-6 if source.layout == "lora" else 0
+    assert_same_state(load_all(weights), whole, rtol=tolerance, atol=tolerance)
+
+
 def test_tied_head_is_the_embedding(tmp_path):
     source = write_original(tmp_path / "source", kind="safetensors", num_shards=1)
     parts = as_parts(source)
