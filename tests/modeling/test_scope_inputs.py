@@ -3,7 +3,9 @@
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hyperllava_hf.modeling.modeling_hyperllava import HyperLlavaModel
 from tests.modeling.scope_modes import (
     NEAR,
     NEW_TOKENS,
@@ -22,6 +24,7 @@ from tests.modeling.tiny_models import (
     images,
     logits,
     row,
+    tiny_config,
     tiny_model,
 )
 
@@ -120,12 +123,29 @@ def test_cumulative_lengths_raise_under_prompt(model):
         logits(model, **row(8), cu_seq_lens_q=lengths, cu_seq_lens_k=lengths)
 
 
-@pytest.mark.parametrize("name", ["vllm", "paged|eager", "paged|sdpa", "paged_attention"])
+SERVED = ["vllm", "vllm_mla", "sglang", "paged|eager", "paged|sdpa", "paged_attention"]
+
+
+@pytest.mark.parametrize("name", SERVED)
 def test_serving_attention_implementations_raise_under_prompt(name):
     model = tiny_model(language_guidance_scope="prompt")
     model.config.text_config._attn_implementation_internal = name
-    with pytest.raises(ValueError, match=rf"{name.split('|')[0]}.*'token'"):
+    with pytest.raises(ValueError, match=rf"{name.split('|')[0]}.*generate.*'token'"):
         logits(model, **row(8))
+
+
+@pytest.mark.parametrize("scope", ["token", "prompt"])
+def test_a_server_is_refused_under_prompt_while_it_builds_the_model(scope, monkeypatch):
+    registered = type(ALL_ATTENTION_FUNCTIONS)._global_mapping
+    monkeypatch.setitem(registered, "vllm", registered["sdpa"])
+    config = tiny_config(language_guidance_scope=scope)
+    config.text_config._attn_implementation = "vllm"
+    with torch.device("meta"):
+        if scope == "token":
+            HyperLlavaModel(config)
+            return
+        with pytest.raises(ValueError, match=r"'vllm'.*generate.*'token'"):
+            HyperLlavaModel(config)
 
 
 @pytest.mark.parametrize("mode", PROMPT, indirect=True)

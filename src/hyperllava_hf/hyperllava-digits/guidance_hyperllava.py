@@ -15,6 +15,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# How the attention of servers is called that lay all requests into one row: vLLM's and SGLang's
+# backends for transformers, and transformers' own continuous batching.
+SERVER_ATTENTION = ("vllm", "sglang", "paged")
+
 GUIDANCE_EPS = 1e-6
 
 PROMPT_UNKNOWN = (
@@ -116,7 +120,7 @@ def raise_if_packed(
     """
     name = attn_implementation or ""
     found = None
-    if name == "vllm" or name.startswith("paged"):
+    if name.startswith(SERVER_ATTENTION):
         found = f"attention implementation {name!r}"
     elif any(key.startswith("cu_seq_lens") and kwargs[key] is not None for key in kwargs):
         found = "cu_seq_lens_*"
@@ -132,8 +136,9 @@ def raise_if_packed(
     if found is not None:
         raise ValueError(
             f"Found {found}: several samples share one row, but language_guidance_scope='prompt' "
-            "generates one language expert a row. Use a checkpoint with "
-            "language_guidance_scope='token', or one sample a row."
+            "generates one language expert a row, from its prompt. Give one sample a row, as "
+            "model.generate does, or use a checkpoint trained with "
+            "language_guidance_scope='token'."
         )
 
 

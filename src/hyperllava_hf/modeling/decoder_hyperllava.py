@@ -27,7 +27,7 @@ from transformers.models.llama.modeling_llama import (
 from .carrier_hyperllava import carry, drop_carried, get_carried, raise_if_rows_differ
 from .compat_hyperllava import build_causal_mask, cache_position_kwargs, record_outputs
 from .experts_hyperllava import Expert, HyperNetwork, HyperNetworkHead, apply_expert
-from .guidance_hyperllava import normalize_guidance, pool_guidance
+from .guidance_hyperllava import normalize_guidance, pool_guidance, raise_if_packed
 
 
 class ExpertInitialization(PreTrainedModel):
@@ -127,11 +127,17 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
     Args:
         config: Llama configuration.
         hyperllava_config: `HyperLlavaConfig`, which places and sizes the experts.
+
+    Raises:
+        ValueError: If a server builds it that lays all requests into one row, under scope "prompt".
     """
 
     _no_split_modules = ["HyperLlavaDecoderLayer"]
 
     def __init__(self, config: Any, hyperllava_config: Any) -> None:
+        if hyperllava_config.guides_whole_samples:
+            # vLLM names its attention before it builds the model: it stops here, at its start.
+            raise_if_packed(config._attn_implementation, None, None, {})
         # Llama's own constructor would first build, and then drop, every plain block.
         super(LlamaModel, self).__init__(config)
         width = config.hidden_size
