@@ -78,6 +78,12 @@ def point_index_elsewhere(folder, key, file):
     change_json(find_index(folder), lambda index: index["weight_map"].update({key: file}))
 
 
+def drop_bytes(path, start, num_bytes):
+    """Take bytes out of the middle of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + content[start + num_bytes :])
+
+
 def damage_header(folder):
     """Bytes of a safetensors header that are no JSON any more."""
     path = list_weights(folder)[0]

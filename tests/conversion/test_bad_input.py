@@ -163,6 +163,36 @@ SAFETENSORS = {
         lambda f: (f / "config.json").write_text("[1, 2]"),
         ["config.json", "list"],
     ),
+    "a number as text": (lambda f: damage.change_config(f, hidden_size="24"), ["hidden_size"]),
+    "no number of blocks": (
+        lambda f: damage.change_config(f, num_hidden_layers=None),
+        ["num_hidden_layers"],
+    ),
+    "heads that do not divide": (
+        lambda f: damage.change_config(f, num_attention_heads=5),
+        ["hidden size|hidden_size|num_attention_heads"],
+    ),
+    "architectures that are no names": (
+        lambda f: damage.change_config(f, architectures=[0]),
+        ["architectures"],
+    ),
+    "sizes of pictures that are none": (
+        lambda f: damage.change_json(
+            f.with_name("source-clip") / "preprocessor_config.json",
+            lambda content: content.update(crop_size=True),
+        ),
+        ["preprocessor_config.json|crop_size|size"],
+    ),
+    "tokenizer with a hole": (
+        lambda f: damage.drop_bytes(f / "tokenizer.model", 2000, 7),
+        ["tokenizer.model"],
+    ),
+    "a length limit that is no number": (
+        lambda f: damage.change_json(
+            f / "tokenizer_config.json", lambda content: content.update(model_max_length="x")
+        ),
+        ["model_max_length"],
+    ),
     "linear projector": (
         lambda f: damage.change_config(f, mm_projector_type="linear"),
         ["mm_projector_type", "linear", "mlp2x_gelu"],
@@ -305,6 +335,25 @@ def test_hostile_pickle_is_hostile(tmp_path):
     damage.put_code_into(tmp_path / "model.bin", tmp_path / "trace")
     torch.load(tmp_path / "model.bin", weights_only=False)
     assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("write", [write_original, write_llava_hf, write_own])
+def test_code_that_a_source_names_neither_runs_nor_travels(write, tmp_path):
+    source = write(tmp_path / "source")
+    trace = tmp_path / "trace"
+    for folder in [source.path, *source.path.parent.glob("source-clip")]:
+        (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Evil: pass\n")
+        names = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor")
+        auto_map = dict.fromkeys(names, "evil.Evil")
+        auto_map["AutoTokenizer"] = ["evil.Evil", "evil.Evil"]
+        for path in folder.glob("*config.json"):
+            if path.name != "generation_config.json":
+                damage.change_json(path, lambda content: content.update(auto_map=auto_map))  # noqa: B023
+    convert(source.path, tmp_path / "result")
+    assert not trace.exists()
+    for path in (tmp_path / "result").rglob("*"):
+        assert path.name != "evil.py"
+        assert b"evil" not in path.read_bytes() or path.name == "conversion.json"
 
 
 @pytest.mark.parametrize(("stage", "part"), [(2, "optim_states"), (3, "model_states")])
