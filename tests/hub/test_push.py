@@ -17,7 +17,8 @@ from hyperllava_hf.hub.repository_files import load_shipped_code
 from hyperllava_hf.modeling import HyperLlavaForConditionalGeneration
 from hyperllava_hf.modeling.configuration_hyperllava import AUTO_MAP
 from tests.hub.conftest import connect, reset_client
-from tests.hub_server import HubServer, StoredFile
+from tests.hub.hub_state import StoredFile
+from tests.hub_server import HubServer
 
 REPO = "user/tiny.hyper-llava-0.1"
 # One of each kind that issue and ecosystem ask for.
