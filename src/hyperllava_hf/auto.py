@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
 )
+from transformers.models.auto import modeling_auto
 
 from hyperllava_hf.modeling.configuration_hyperllava import HyperLlavaConfig
 from hyperllava_hf.modeling.modeling_hyperllava import (
@@ -23,6 +24,12 @@ AutoModelForVision2Seq = getattr(
 )
 AutoModelForMultimodalLM = getattr(
     transformers, "AutoModelForMultimodalLM", AutoModelForImageTextToText
+)
+# Tables of names by which pipelines, servers and trainers tell what kind of model they have; the
+# auto classes' own registration leaves them out. 4.57 lacks the second.
+NAME_TABLES = (
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
 )
 
 
@@ -40,6 +47,9 @@ def register() -> None:
     AutoImageProcessor.register(
         HyperLlavaConfig, slow_image_processor_class=HyperLlavaImageProcessor, exist_ok=True
     )
+    for table in NAME_TABLES:
+        names = getattr(modeling_auto, table, {})
+        names[HyperLlavaConfig.model_type] = HyperLlavaForConditionalGeneration.__name__
 
 
 register()
