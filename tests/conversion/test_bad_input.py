@@ -170,7 +170,7 @@ SAFETENSORS = {
     ),
     "heads that do not divide": (
         lambda f: damage.change_config(f, num_attention_heads=5),
-        ["hidden size|hidden_size|num_attention_heads"],
+        ["hidden size|num_attention_heads|_proj"],
     ),
     "architectures that are no names": (
         lambda f: damage.change_config(f, architectures=[0]),
