@@ -22,6 +22,7 @@ _EXPORTS = {
     "HyperLlavaImageProcessor": "hyperllava_hf.processing",
     "HyperLlavaModel": "hyperllava_hf.modeling",
     "HyperLlavaProcessor": "hyperllava_hf.processing",
+    "four_bit_config": "hyperllava_hf.quantization",
     "lora_config": "hyperllava_hf.training.lora",
     "push": "hyperllava_hf.hub.push",
 }

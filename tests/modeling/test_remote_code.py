@@ -49,6 +49,7 @@ INSIDE_TRANSFORMERS = {
     "models.llava.modeling_llava: LlavaModel",
     "models.llava.modeling_llava: LlavaMultiModalProjector",
     "utils.output_capturing: capture_outputs",
+    "utils.output_capturing: maybe_install_capturing_hooks",
     "utils: generic",
     "utils: logging",
 }

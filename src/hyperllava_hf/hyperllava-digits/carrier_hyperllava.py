@@ -6,11 +6,12 @@ cache object: whatever the cache's rows undergo, they undergo, and a copied cach
 
     cache.hyperllava_weights = {block index: (W_d (B, 2R, D), W_u (B, R, D))}
 
-Unusual: `reset`, `reorder_cache` and the like are followed by methods bound to the one instance,
-since caches have no hook for passengers. Bound methods are rebound by `copy.deepcopy`.
+Unusual: `reset`, `reorder_cache` and the like are followed by functions bound to the one instance,
+since caches have no hook for passengers. They are bound by `functools.partial`, which
+`copy.deepcopy` rebinds, as it does methods, and which a compiled prefill can set, unlike methods.
 """
 
-import types
+import functools
 from typing import Any
 
 import torch
@@ -39,11 +40,9 @@ def drop_carried(cache: Any) -> None:
     if cache is None:
         return
     setattr(cache, ATTRIBUTE, {})
-    # Nothing reorders rows inside a compiled region, and binding there would break its graph.
-    if not torch.compiler.is_compiling():
-        for follower in (reset, crop, reorder_cache, batch_repeat_interleave, batch_select_indices):
-            if hasattr(type(cache), follower.__name__):
-                setattr(cache, follower.__name__, types.MethodType(follower, cache))
+    for follower in (reset, crop, reorder_cache, batch_repeat_interleave, batch_select_indices):
+        if hasattr(type(cache), follower.__name__):
+            setattr(cache, follower.__name__, functools.partial(follower, cache))
 
 
 def carry(cache: Any, layer_idx: int, weights: tuple[torch.Tensor, ...]) -> None:

@@ -118,6 +118,17 @@ def nest_vision_tower(vision_tower: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The tower itself, or a wrapper.
     """
+    _install_capturing_hooks(vision_tower)
     return (
         vision_tower if hasattr(vision_tower, "vision_model") else NestedVisionTower(vision_tower)
     )
+
+
+def _install_capturing_hooks(vision_tower: nn.Module) -> None:
+    # LLaVA reads the tower's hidden states. transformers 5 hooks them at the first call, under a
+    # lock that cannot be compiled; 4.57 needs no hooks.
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:
+        return
+    maybe_install_capturing_hooks(vision_tower)

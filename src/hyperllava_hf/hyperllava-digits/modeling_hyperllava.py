@@ -35,11 +35,13 @@ from .guidance_hyperllava import (
 )
 from .inspection_hyperllava import collect_expert_weights
 from .lockstep_hyperllava import join_blank_image, trains_with_others
+from .placement_hyperllava import complete_device_map
 from .projector_hyperllava import HyperLlavaMultiModalProjector
+from .quantization_hyperllava import protect_cpu_layers
 
 # Loading a local folder, transformers 4.57 copies only the files that the entry file itself names,
 # so every file of the closure is named here.
-_REST_OF_CLOSURE = (Expert,)
+_REST_OF_CLOSURE = (Expert, complete_device_map, protect_cpu_layers)
 
 
 def continues_cache(past_key_values: Any, length: int) -> bool:
@@ -86,7 +88,11 @@ class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat):
     """What the model with and without head share."""
 
     config_class = HyperLlavaConfig
-    _no_split_modules = ["HyperLlavaDecoderLayer", "CLIPEncoderLayer"]
+    _no_split_modules = [
+        "HyperLlavaDecoderLayer",
+        "HyperLlavaMultiModalProjector",
+        "CLIPEncoderLayer",
+    ]
 
     @contextlib.contextmanager
     def disable_experts(self) -> Iterator[None]:
@@ -178,9 +184,12 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         """
         if self.guides_whole_samples:
             inputs = input_ids if input_ids is not None else inputs_embeds
-            kwargs["guidance_mask"] = self._find_prompt(
+            mask = self._find_prompt(
                 inputs, attention_mask, position_ids, past_key_values, guidance_mask, kwargs
             )
+            # Here and below a new dict: the compiler cannot trace LLaVA's image path after a
+            # change to an old one.
+            kwargs = {**kwargs, "guidance_mask": mask}
         has_images = pixel_values is not None or kwargs.get("mm_encoder_outputs")
         has_one_input = (input_ids is None) != (inputs_embeds is None)
         if has_one_input and not has_images and trains_with_others(self):
@@ -196,6 +205,38 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        image_features: torch.Tensor,
+    ) -> torch.Tensor:
+        """Mark the image positions, and check that there are as many as features.
+
+        The same as LLaVA's, but for a compiled or exported graph, in which 4.57's check is a
+        branch on data.
+
+        Args:
+            input_ids: Token ids (B, L), or None where embeddings are given.
+            inputs_embeds: Embeddings (B, L, D).
+            image_features: Projected features (N * P, D).
+
+        Returns:
+            torch.Tensor: Mask (B, L, D), or (B, L, 1).
+        """
+        if not torch.compiler.is_compiling():
+            return super().get_placeholder_mask(input_ids, inputs_embeds, image_features)
+        if input_ids is None:
+            token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        torch._assert_async(
+            mask.sum() * inputs_embeds.shape[-1] == image_features.numel(),
+            "Image features and image tokens do not match.",
+        )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)  # (B, L, 1)
 
     @property
     def guides_whole_samples(self) -> bool:
@@ -326,7 +367,7 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
             "mm_encoder_outputs": mm_encoder_outputs,
             "guidance_mask": guidance_mask,
         }
-        kwargs.update({name: value for name, value in given.items() if value is not None})
+        kwargs = {**kwargs, **{name: value for name, value in given.items() if value is not None}}
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,

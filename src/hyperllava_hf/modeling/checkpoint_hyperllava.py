@@ -18,10 +18,14 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_hyperllava import EXPERT_FIELDS
+from .placement_hyperllava import complete_device_map
+from .quantization_hyperllava import complete_loading_keywords, protect_cpu_layers
 
 logger = logging.get_logger(__name__)
 
 EXPERT_KEY = re.compile(r"(^|\.)(visual_expert|language_expert)\.")
+# A weight that every block has; older files hold rotary buffers besides, which no model needs.
+DECODER_BLOCK = re.compile(r"language_model\.layers\.(\d+)\.self_attn\.q_proj\.weight$")
 
 # Where each part of LLaVA stands in its layouts on the Hub (before and since transformers 4.52,
 # and as transformers 5 has it in memory): source pattern, part. A key matches one row at most.
@@ -31,6 +35,17 @@ LLAVA_LAYOUTS = {
     r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": "vision_tower.vision_model.",
     r"^(?:model\.)?multi_modal_projector\.": "multi_modal_projector.",
 }
+
+# Keywords by which a file of a repository is found.
+FILE_KEYWORDS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
 
 NUM_NAMED = 5
 
@@ -52,6 +67,71 @@ def _name_some(keys: list[str]) -> str:
     return shown if len(keys) <= NUM_NAMED else f"{shown} and {len(keys) - NUM_NAMED} more"
 
 
+def read_stored_fields(config_class: Any, path: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Read what a checkpoint's `config.json` says, whatever the caller overrides.
+
+    Args:
+        config_class: `HyperLlavaConfig`.
+        path: Folder or Hub id; anything else has no file.
+        kwargs: Keywords of `from_pretrained`.
+
+    Returns:
+        dict[str, Any]: The fields; empty where there is no file.
+    """
+    if path is None:
+        return {}
+    options = {name: kwargs[name] for name in FILE_KEYWORDS if kwargs.get(name) is not None}
+    try:
+        return config_class.get_config_dict(path, **options)[0]
+    except OSError:
+        return {}
+
+
+def departs_from_file(config: Any, stored_fields: dict[str, Any]) -> bool:
+    """Tell whether the caller's configuration means other experts or blocks than the checkpoint's.
+
+    An auto class hands over what it read from the file, which is nobody's choice.
+
+    Args:
+        config: A configuration object, or None.
+        stored_fields: The checkpoint's `config.json`.
+
+    Returns:
+        bool: True if it differs on purpose.
+    """
+    if not hasattr(config, "text_config"):
+        return False
+    stored = type(config).from_dict(stored_fields)
+    return config.num_blocks != stored.num_blocks or any(
+        getattr(config, name) != getattr(stored, name) for name in EXPERT_FIELDS
+    )
+
+
+def describe_mismatch(mismatched: Any, error: Exception) -> str:
+    """Say which weights have other shapes than the configuration asks for.
+
+    Args:
+        mismatched: transformers' `mismatched_keys`: names (4.57), or names with both shapes.
+        error: transformers' own, which on 4.57 tells the shapes of one weight.
+
+    Returns:
+        str: The message.
+    """
+    named = [
+        "{} (found {}, expected {})".format(entry[0], *map(tuple, entry[1:]))
+        if isinstance(entry, tuple)
+        else entry
+        for entry in mismatched
+    ]
+    first = re.search(r"size mismatch for .*", str(error))
+    return (
+        f"{len(named)} weights of the checkpoint have another shape than its config.json asks "
+        f"for: {_name_some(named)}. {first[0] + ' ' if first else ''}Restore config.json, or "
+        "leave out the keywords that change the model's sizes; ignore_mismatched_sizes=True draws "
+        "these weights anew."
+    )
+
+
 def check_loaded_keys(
     missing: list[str], unexpected: list[str], may_drop_experts: bool, reports_missing: bool = False
 ) -> None:
@@ -60,12 +140,12 @@ def check_loaded_keys(
     Args:
         missing: Keys of the model that the checkpoint lacks.
         unexpected: Keys of the checkpoint that the model lacks.
-        may_drop_experts: Whether the caller chose the expert fields by keyword.
+        may_drop_experts: Whether the caller chose other experts or blocks than the checkpoint's.
         reports_missing: Whether the caller gets the missing keys, to judge them himself.
 
     Raises:
-        ValueError: If a base weight is missing unreported, or trained experts would be
-            dropped unasked.
+        ValueError: If a base weight is missing unreported, or trained experts or whole decoder
+            blocks would be dropped unasked.
     """
     base = [key for key in missing if not is_expert_key(key)]
     if base and not reports_missing:
@@ -80,6 +160,14 @@ def check_loaded_keys(
             f"The checkpoint holds {len(experts)} expert weights that its config.json has no "
             f"place for: {_name_some(experts)}. Restore the expert fields of config.json, or pass "
             "them as keywords to load other experts on purpose."
+        )
+    blocks = {match[1] for key in unexpected if (match := DECODER_BLOCK.search(key))}
+    if blocks and not may_drop_experts:
+        raise ValueError(
+            f"The checkpoint holds {len(blocks)} decoder blocks that its config.json has no place "
+            f"for: {', '.join(sorted(blocks, key=int)[:NUM_NAMED])}. Restore "
+            "text_config.num_hidden_layers of config.json, or pass a changed configuration as "
+            "config= to leave blocks out on purpose."
         )
     fresh = [key for key in missing if is_expert_key(key)]
     if fresh:
@@ -143,25 +231,44 @@ class CheckpointFormat(PreTrainedModel):
             Any: The model, with the loading report if `output_loading_info` is set.
 
         Raises:
-            ValueError: If a base weight is missing, or the checkpoint's experts contradict its
+            ValueError: If a base weight is missing, or the checkpoint's weights contradict its
                 configuration. With `output_loading_info`, missing keys are reported instead.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        prefix = "" if cls.is_headless else "model."
         if kwargs.get("key_mapping") is None:
-            prefix = "" if cls.is_headless else "model."
             kwargs["key_mapping"] = {
                 pattern: part if part == "lm_head." else prefix + part
                 for pattern, part in LLAVA_LAYOUTS.items()
             }
-        may_drop_experts = any(name in kwargs for name in EXPERT_FIELDS) or "config" in kwargs
-        with _quiet_load_report():
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
+        stored = read_stored_fields(cls.config_class, pretrained_model_name_or_path, kwargs)
+        may_drop_experts = any(name in kwargs for name in EXPERT_FIELDS) or departs_from_file(
+            kwargs.get("config"), stored
+        )
+        kwargs = complete_loading_keywords(kwargs, stored)
+        if kwargs.get("device_map") is not None:
+            kwargs["device_map"] = complete_device_map(kwargs["device_map"], prefix)
+        model, info = cls._load_quietly(pretrained_model_name_or_path, *model_args, **kwargs)
         check_loaded_keys(
             list(info["missing_keys"]), list(info["unexpected_keys"]), may_drop_experts, wants_info
         )
+        protect_cpu_layers(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_quietly(cls, *args: Any, **kwargs: Any) -> Any:
+        with _quiet_load_report():
+            try:
+                return super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            except RuntimeError as error:
+                if "mismatch" not in str(error):
+                    raise
+                # Both lines know the shapes, and tell them only where mismatches are allowed.
+                kwargs = {**kwargs, "ignore_mismatched_sizes": True}
+                _, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+                if not info["mismatched_keys"]:
+                    raise
+                raise ValueError(describe_mismatch(info["mismatched_keys"], error)) from error
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save weights, configuration and code: a folder that loads as remote code on both lines.

@@ -50,6 +50,11 @@ CHOICES = {
 NAMED_BLOCKS = ("posterior", "anterior", "all", "none")
 
 
+# What the names of expert fields begin with: a field of such a name that is not in EXPERT_FIELDS
+# belongs to a version that this code does not know.
+EXPERT_PREFIXES = ("expert_", "guidance_", "hyperllava_", "language_", "visual_")
+
+
 def is_count(value: Any) -> bool:
     """Tell whether `value` is an integer (a bool is not).
 
@@ -181,11 +186,28 @@ class HyperLlavaConfig(LlavaConfig):
         Raises:
             ValueError: If any field is invalid; the message lists every fault.
         """
-        faults = [*self._choice_faults(), *self._block_faults(), *self._base_faults()]
+        faults = [
+            *self._unknown_faults(),
+            *self._choice_faults(),
+            *self._block_faults(),
+            *self._base_faults(),
+        ]
         if faults:
             raise ValueError(
                 "Invalid HyperLlavaConfig:\n" + "\n".join(f"- {fault}" for fault in faults)
             )
+
+    def _unknown_faults(self) -> list[str]:
+        unknown = [
+            name
+            for name in vars(self)
+            if name.startswith(EXPERT_PREFIXES) and name not in EXPERT_FIELDS
+        ]
+        return [
+            f"{name}: found a field of a newer version, expected {', '.join(EXPERT_FIELDS)}; "
+            "update hyperllava_hf, or load with the code that lies beside the checkpoint"
+            for name in sorted(unknown)
+        ]
 
     def _choice_faults(self) -> list[str]:
         faults = [

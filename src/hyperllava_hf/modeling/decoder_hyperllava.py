@@ -256,6 +256,8 @@ class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
             if n == self.guidance_layer and is_new and self.experts_enabled:
                 expert_inputs = self._build_expert_inputs(hidden_states, guidance_mask)
             if n in self.expert_blocks and self.experts_enabled:
+                # Blocks on another device: moved there once, not by each block for itself.
+                expert_inputs = tuple(t.to(hidden_states.device) for t in expert_inputs)
                 hidden_states = layer(
                     hidden_states, *expert_inputs, use_expert=True, **block_kwargs
                 )

@@ -93,8 +93,11 @@ class HyperLlavaMultiModalProjector(LlavaMultiModalProjector):
         projected = self.linear_1(image_features)
         shifted = projected
         if self.has_first:
-            shifted = projected + self.visual_expert("first", image_features, guidance)
+            # A device map may place the expert and the linear layers apart.
+            update = self.visual_expert("first", image_features, guidance)
+            shifted = projected + update.to(projected.device)
         hidden_states = self.linear_2(self.act(shifted))
         if self.has_second:
-            hidden_states = hidden_states + self.visual_expert("second", projected, guidance)
+            update = self.visual_expert("second", projected, guidance)
+            hidden_states = hidden_states + update.to(hidden_states.device)
         return hidden_states
