@@ -69,7 +69,7 @@ def test_branch_tag_and_commit_load_in_two_processes_at_once_and_then_offline(
             {"repo": REPO, "revision": commits["v1.0"], "classes": [MODEL]},
         ]
         environment = build_environment(server, tmp_path / "home")
-        # One cold cache of downloads for both. Not of code: transformers copies code files in place,
+        # One cold cache of downloads for both. Not of code: transformers copies code in place,
         # where another process can import one that is half written (transformers issue 22555).
         children = [
             start("pull_process.py", jobs, {**environment, "HF_MODULES_CACHE": str(modules)})
