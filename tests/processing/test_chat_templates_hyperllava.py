@@ -151,3 +151,16 @@ def test_the_conversation_is_left_as_it_was(processor):
     conversation = [ask("Q", IMAGE), answer("A")]
     processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
     assert conversation == [ask("Q", IMAGE), answer("A")]
+
+
+@pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
+def test_a_rendering_by_the_tokenizer_makes_the_same_tokens(processor, name):
+    # As vLLM's server does: nothing else adds a BOS to what a tokenizer renders.
+    messages = [{"role": "user", "content": [{"type": "image"}]}, answer("red 7")]
+    by_tokenizer = processor.tokenizer.apply_chat_template(
+        messages, chat_template=CHAT_TEMPLATES[name], tokenize=False
+    )
+    text = processor.apply_chat_template(messages, chat_template=name)
+    assert by_tokenizer == processor.tokenizer.bos_token + text
+    bare = processor.tokenizer(by_tokenizer, add_special_tokens=False)["input_ids"]
+    assert bare == processor.tokenizer(text)["input_ids"]

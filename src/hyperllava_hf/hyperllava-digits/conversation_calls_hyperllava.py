@@ -85,6 +85,7 @@ class ConversationCalls:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "image_token": self.image_token,
+            "adds_bos": True,
             **self.tokenizer.special_tokens_map,
             **kwargs,
         }

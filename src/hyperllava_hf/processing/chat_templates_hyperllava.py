@@ -13,12 +13,21 @@ answer is the end mark alone.
 
 What the assistant says is wrapped in generation markers, from which labels and guidance are
 derived.
+
+A text that the processor renders has no BOS, which its tokenizer adds. Others tokenise a rendered
+text without special tokens (a tokenizer's own `apply_chat_template`, vLLM's server): for them the
+template writes the BOS.
 """
 
 DEFAULT_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+
+# The processor says `adds_bos`.
+_BOS = """
+{%- if bos_token and not adds_bos -%}{{- bos_token -}}{%- endif -%}
+"""
 
 # Text and image marks of a message whose content is a string or a list of parts.
 _MACROS = """
@@ -41,7 +50,8 @@ _MACROS = """
 """
 
 VICUNA_V1 = (
-    _MACROS
+    _BOS
+    + _MACROS
     + """
 {%- macro marks(message) -%}
     {%- if message['content'] is not string and message['content'] -%}
@@ -82,7 +92,8 @@ VICUNA_V1 = (
 )
 
 PLAIN = (
-    _MACROS
+    _BOS
+    + _MACROS
     + """
 {%- for message in messages -%}
     {%- set expected = ['user', 'assistant', 'no further turn'][[loop.index0, 2] | min] -%}
