@@ -7,11 +7,12 @@ SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py
 # pip runs once at a time in .venv.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-vllm setup style quality checkpoint clean python
+.PHONY: help demo test test-versions test-vllm setup style quality checkpoint clean python
 
 help:
 	@echo "make demo        ask the bundled checkpoint about the pictures in examples/"
 	@echo "make test        style, types, docstrings, then every test on both transformers lines"
+	@echo "make test-versions  oldest and newest transformers of both lines, each on what the others saved"
 	@echo "make test-vllm   compare vLLM's server with generate, in .nox/vllm (ten minutes on two cores)"
 	@echo "make setup       create both environments: .nox/tests-4 and .nox/tests-5"
 	@echo "make style       rewrite the source in the project's format"
@@ -24,6 +25,9 @@ demo: .nox/ready-5
 
 test: setup
 	@$(NOX) --session quality tests
+
+test-versions: | python
+	@$(PYTHON) scripts/test_versions.py
 
 test-vllm: .nox/ready-vllm
 	@$(NOX) --session vllm

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/conversion.md")
 WEIGHT_MEMORY = ROOT / "benchmarks" / "results" / "weight_memory.csv"
 CONVERSION = ROOT / "benchmarks" / "results" / "convert.csv"
+VERSIONS = ROOT / "docs" / "results" / "versions.csv"
 CHECKPOINT = ROOT / "src" / "hyperllava_hf" / "hyperllava-digits"
 METRICS = CHECKPOINT / "metrics.json"
 
@@ -67,6 +68,20 @@ def render_weight_memory() -> str:
             ]
             for row in rows
         ],
+    )
+
+
+def render_versions() -> str:
+    """Render what each release of transformers made of what each had saved."""
+    with VERSIONS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    outcomes = {(row["reader"], row["writer"]): row["outcome"] for row in rows}
+    writers = list(dict.fromkeys(row["writer"] for row in rows))
+    readers = list(dict.fromkeys(row["reader"] for row in rows))
+    header = ["loads, answers and saves with", *(f"loads what {name} saved" for name in writers)]
+    return render_table(
+        header,
+        [[f"transformers {reader}", *(outcomes[reader, w] for w in writers)] for reader in readers],
     )
 
 
@@ -213,6 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parameters": render_parameters,
     "training": render_training,
     "tree": render_tree,
+    "versions": render_versions,
     "weight-memory": render_weight_memory,
 }
 
