@@ -39,6 +39,7 @@ def print_report(report: "ConversionReport") -> None:
         table.add_row("verified", "no (--no-verify)")
     else:
         table.add_row("verified", "\n".join(report.verification.sentences))
+        table.add_row("", f"in {report.verification.seconds:.1f} s")
     console = Console(highlight=False)
     console.print(table)
     for note in report.notes:

@@ -55,7 +55,7 @@ def decoder_faults(config: dict[str, Any]) -> list[str]:
             + ": the decoder must be a Llama"
         )
     for name in config.get("architectures") or []:
-        if "llama" not in name.lower():
+        if "llama" not in str(name).lower():
             faults.append(describe_fault("architectures", name, "a Llama-based class"))
     if config.get("sliding_window"):
         faults.append(describe_fault("sliding_window", config["sliding_window"], "none in a Llama"))

@@ -53,6 +53,45 @@ VISION_DEFAULTS: dict[str, Any] = {
 }
 
 
+# Fields of either part that count something.
+COUNTS = (
+    "head_dim",
+    "hidden_size",
+    "image_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_channels",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "patch_size",
+    "vocab_size",
+)
+
+
+# Where these are null, they follow from the others.
+DERIVED_COUNTS = ("head_dim", "num_key_value_heads")
+
+
+def raise_if_no_counts(fields: dict[str, Any]) -> None:
+    """Check the fields that count something.
+
+    Args:
+        fields: Fields of one part.
+
+    Raises:
+        ValueError: If one is no positive integer; the message lists every fault.
+    """
+    found = {name: fields[name] for name in COUNTS if name in fields}
+    faults = [
+        f"{name}: found {value!r}, expected a positive integer"
+        for name, value in found.items()
+        if not (value is None and name in DERIVED_COUNTS)
+        and (not isinstance(value, int) or isinstance(value, bool) or value < 1)
+    ]
+    raise_faults("wrong values in config.json", faults)
+
+
 def normalize_text_config(config: dict[str, Any]) -> dict[str, Any]:
     """State every field of a Llama configuration, in the spelling that both lines read.
 
@@ -63,6 +102,7 @@ def normalize_text_config(config: dict[str, Any]) -> dict[str, Any]:
         The complete fields.
     """
     fields = {**TEXT_DEFAULTS, **{name: config[name] for name in TEXT_DEFAULTS if name in config}}
+    raise_if_no_counts(fields)
     theta, scaling = _read_rope(config)
     fields["rope_theta"], fields["rope_scaling"] = theta, scaling
     if fields["num_key_value_heads"] is None:
@@ -94,6 +134,7 @@ def normalize_vision_config(config: dict[str, Any]) -> dict[str, Any]:
         The complete fields.
     """
     given = {name: config[name] for name in VISION_DEFAULTS if config.get(name) is not None}
+    raise_if_no_counts(given)
     return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",

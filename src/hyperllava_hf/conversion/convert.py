@@ -22,6 +22,7 @@ from ..modeling import HyperLlavaConfig
 from ..modeling.configuration_hyperllava import EXPERT_FIELDS
 from .byte_progress import ByteProgress
 from .checkpoint_files import load_config
+from .config_errors import explain_wrong_types
 from .config_translation import build_hyperllava_config
 from .experts_files import are_identity, read_experts_file, split_experts
 from .gathering import Gathered, gather
@@ -211,9 +212,11 @@ def run_conversion(
         raise_if_taken(destination, options.overwrite)
         with tempfile.TemporaryDirectory() as scratch:
             conversion = Conversion(parts, request, options, Path(scratch))
+            conversion.raise_if_inside_source(destination)
             return conversion.report(destination)
     with stage(destination, options.overwrite) as work, _scratch(work) as scratch:
         conversion = Conversion(parts, request, options, scratch)
+        conversion.raise_if_inside_source(destination)
         raise_if_full(work, conversion.plan.num_bytes + SMALL_FILES)
         return conversion.write(work, destination, scratch)
 
@@ -284,9 +287,15 @@ class Conversion:
             )
         self.rules = load_rules(options.rules) if options.rules else ForkRules()
         gathered = gather(self.parts, self.rules)
-        self.result = describe_result(self.parts, gathered)
-        self.source_dtypes = {tensor.dtype for tensor in gathered.tensors.values()}
-        self.plan = build_plan(self.parts, gathered, self.result, self.rules, options)
+        with explain_wrong_types(self.parts.folder):
+            self.result = describe_result(self.parts, gathered)
+            self.plan = build_plan(self.parts, gathered, self.result, self.rules, options)
+
+    def raise_if_inside_source(self, destination: Path) -> None:
+        """Check that what the source itself names, a vision tower, is not written to either."""
+        leaned_on = (self.parts, self.parts.base, self.parts.vision)
+        # What DeepSpeed consolidated lies in the scratch folder, which is ours.
+        raise_if_inside(destination, *{part.folder for part in leaned_on if part is not None})
 
     def report(self, destination: Path) -> ConversionReport:
         """Say what will be done."""
@@ -330,7 +339,8 @@ class Conversion:
             work, destination.name, options.to, self.request, self.parts, self.plan, self.result
         )
         report = self.report(destination)
-        report = replace(report, notes=[*report.notes, *folder.write_text_files()])
+        with explain_wrong_types(self.parts.folder):
+            report = replace(report, notes=[*report.notes, *folder.write_text_files()])
         if options.verify:
             report = replace(report, verification=self.verify(work, scratch))
         found = report.verification
@@ -383,6 +393,7 @@ class Conversion:
             "layout": self.layout,
             "notes": report.notes,
             "options": options,
+            "vision_tower": self.result.vision_tower,
             "verification": report.verification.to_dict() if report.verification else None,
         }
 

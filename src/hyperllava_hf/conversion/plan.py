@@ -193,6 +193,7 @@ def raise_if_keys_differ(
             "names); expected a whole checkpoint: check that all its files are there and that "
             "config.json is its own"
         )
+    raise_if_vocabularies_differ(gathered)
     for key, shape in expected.items():
         tensor = gathered.tensors.get(key)
         if tensor is None:
@@ -204,6 +205,25 @@ def raise_if_keys_differ(
                 f"{gathered.source_keys[key]} has shape {found}, expected {shape} by config.json; "
                 "expected weights and configuration of one model"
             )
+
+
+def raise_if_vocabularies_differ(gathered: Gathered) -> None:
+    """Check that embedding and head have a row for the same tokens.
+
+    Args:
+        gathered: the source's tensors.
+
+    Raises:
+        ValueError: if their numbers of rows differ.
+    """
+    rows = {
+        gathered.source_keys[key]: gathered.tensors[key].shape[0]
+        for key in VOCABULARY
+        if key in gathered.tensors
+    }
+    if len(set(rows.values())) > 1:
+        found = " and ".join(f"{key} {count}" for key, count in rows.items())
+        raise ValueError(f"found rows of the vocabulary: {found}; expected the same number in both")
 
 
 def _describe_unknown(

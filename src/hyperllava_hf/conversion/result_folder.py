@@ -87,8 +87,7 @@ class ResultFolder:
         return [*notes, *written]
 
     def _build_original_config(self, config: dict[str, Any], processor: Any) -> dict[str, Any]:
-        stated = self.parts.config.get("mm_vision_tower")
-        tower = stated or guess_vision_tower_name(config["vision_config"])
+        tower = self.result.vision_tower or guess_vision_tower_name(config["vision_config"])
         aspect = self.result.image_aspect_ratio
         if aspect is None:
             aspect = "pad" if processor.image_processor.do_pad else "square"

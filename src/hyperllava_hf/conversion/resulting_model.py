@@ -42,6 +42,7 @@ class ResultingModel:
         base_rows: rows that belong to the LLM, without those that a conversion appends.
         base_tokens: tokens that belong to the LLM, without `<image>` and `<pad>`.
         image_aspect_ratio: the original's field, None for a source in transformers' form.
+        vision_tower: the original's name for its tower, as far as it is known.
         notes: what the user should know.
     """
 
@@ -52,6 +53,7 @@ class ResultingModel:
     base_rows: int
     base_tokens: int
     image_aspect_ratio: str | None
+    vision_tower: str | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -105,6 +107,7 @@ def describe_result(parts: SourceParts, gathered: Gathered) -> ResultingModel:
         _count_base_rows(parts, source_rows, base_tokens) if own_form else source_rows,
         base_tokens,
         (original.get("image_aspect_ratio") or "square") if original else None,
+        original.get("mm_vision_tower") or _read_manifest(parts).get("vision_tower"),
         notes,
     )
 
@@ -175,12 +178,15 @@ def raise_if_image_token_differs(parts: SourceParts, image_id: int) -> None:
         )
 
 
-def _count_base_rows(parts: SourceParts, source_rows: int, base_tokens: int) -> int:
+def _read_manifest(parts: SourceParts) -> dict[str, Any]:
     manifest = parts.folder / MANIFEST
-    if manifest.is_file():
-        recorded = load_json(manifest).get("base_vocabulary_size")
-        if isinstance(recorded, int) and 0 < recorded <= source_rows:
-            return recorded
+    return load_json(manifest) if manifest.is_file() else {}
+
+
+def _count_base_rows(parts: SourceParts, source_rows: int, base_tokens: int) -> int:
+    recorded = _read_manifest(parts).get("base_vocabulary_size")
+    if isinstance(recorded, int) and 0 < recorded <= source_rows:
+        return recorded
     return base_tokens
 
 

@@ -23,6 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..modeling.configuration_hyperllava import EXPERT_FIELDS
 from .key_tables import FORK_EXPERTS, Row
 from .operations import Reshape, TensorOperation, Transpose
 
@@ -61,8 +62,14 @@ def load_rules(path: Path) -> ForkRules:
     unknown = sorted(content.keys() - {"experts", "rename"})
     if unknown:
         raise ValueError(f"{path} holds {unknown[0]!r}; expected [experts] and [[rename]] alone")
+    fields = content.get("experts", {})
+    foreign = sorted(set(fields) - EXPERT_FIELDS.keys()) if isinstance(fields, dict) else [fields]
+    if foreign:
+        raise ValueError(
+            f"{path}: [experts] holds {foreign[0]!r}; expected some of {', '.join(EXPERT_FIELDS)}"
+        )
     rows = tuple(_parse_row(entry, path) for entry in content.get("rename", []))
-    return ForkRules(rows or FORK_EXPERTS, dict(content.get("experts", {})))
+    return ForkRules(rows or FORK_EXPERTS, dict(fields))
 
 
 def _parse_row(entry: dict[str, Any], path: Path) -> Row:

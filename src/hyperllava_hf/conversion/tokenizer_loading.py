@@ -113,11 +113,22 @@ def _load_tokenizer(folder: Path, name: str) -> Any:
         tokenizer_object=backend,
         additional_special_tokens=others,
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
-        model_max_length=config.get("model_max_length") or int(1e30),
+        model_max_length=_read_length_limit(folder, config),
         name_or_path=str(folder),
         padding_side="left",
         **{key: token for key, token in named.items() if backend.token_to_id(token) is not None},
     )
+
+
+def _read_length_limit(folder: Path, config: dict[str, Any]) -> int:
+    limit = config.get("model_max_length") or int(1e30)
+    # transformers itself writes 1e30 where there is no limit.
+    if not isinstance(limit, int | float) or limit < 1:
+        raise ValueError(
+            f"model_max_length in {folder / 'tokenizer_config.json'} is {limit!r}; expected a "
+            "number of tokens. Correct it, or leave it out."
+        )
+    return int(limit)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

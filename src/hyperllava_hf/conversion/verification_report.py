@@ -46,11 +46,11 @@ class Verification:
 
     @property
     def sentences(self) -> list[str]:
-        """What to print."""
+        """What to print; the same for each run, so without its duration."""
         way = {"whole": "whole models", "blocks": "one block in memory at a time"}[self.mode]
         lines = [
-            f"{'Verified' if self.passed else 'Verification failed'} ({way}, float32 on the CPU, "
-            f"{self.seconds:.1f} s): {self.num_logits} logits, {self.num_tensors} tensors."
+            f"{'Verified' if self.passed else 'Verification failed'} ({way}, float32 on the CPU): "
+            f"{self.num_logits} logits, {self.num_tensors} tensors."
         ]
         if self.largest_difference == 0:
             lines.append(f"All logits are equal; the largest is {self.largest_logit:.4g}.")
