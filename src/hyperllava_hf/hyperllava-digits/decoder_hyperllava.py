@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from .attention_hyperllava import AttentionChoice
 from .carrier_hyperllava import carry, drop_carried, get_carried, raise_if_rows_differ
 from .compat_hyperllava import build_causal_mask, cache_position_kwargs, record_outputs
 from .experts_hyperllava import Expert, HyperNetwork, HyperNetworkHead, apply_expert
@@ -121,7 +122,7 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
         return apply_expert(hidden_states, *weights)
 
 
-class HyperLlavaTextModel(ExpertInitialization, LlamaModel):
+class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
     """Llama's decoder whose blocks may carry language experts.
 
     Args:

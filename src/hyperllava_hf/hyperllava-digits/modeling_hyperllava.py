@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel
 
+from .attention_hyperllava import AttentionChoice
 from .carrier_hyperllava import get_carried
 from .checkpoint_hyperllava import CheckpointFormat
 from .compat_hyperllava import nest_vision_tower
@@ -84,7 +85,7 @@ def count_images(input_ids: torch.Tensor | None, image_token_id: int, num_images
     return counts if sum(counts) == num_images else [1] * num_images
 
 
-class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat):
+class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat, AttentionChoice):
     """What the model with and without head share."""
 
     config_class = HyperLlavaConfig
