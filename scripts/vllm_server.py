@@ -38,9 +38,13 @@ class Server:
     Args:
         folder: Checkpoint.
         options: Further options of `vllm serve`.
+        environment: Further variables.
     """
 
-    def __init__(self, folder: Path, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, options: tuple[str, ...], environment: dict[str, str] | None = None
+    ) -> None:
+        self.environment = {**ENVIRONMENT, **(environment or {})}
         self.port = find_free_port()
         self.command = [
             *(str(Path(sys.executable).with_name("vllm")), "serve", str(folder)),
@@ -56,7 +60,7 @@ class Server:
             self.command,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **self.environment},
             start_new_session=True,
         )
         return self
