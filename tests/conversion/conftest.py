@@ -9,7 +9,6 @@ def ranks_folder(tmp_path_factory, worker_id):
     """zero-2 and zero-3 by real DeepSpeed, made once for all workers."""
     from tests.conversion.zero_writers import run_ranks
 
-    pytest.importorskip("deepspeed")
     base = tmp_path_factory.getbasetemp()
     # A worker's folder lies in the session's.
     folder = (base if worker_id == "master" else base.parent) / "deepspeed-ranks"

@@ -94,7 +94,7 @@ def processor(source):
 def test_ids_are_those_of_the_sentencepiece_library(source, settings):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sees a red 7.", "the dog is here: caf\u00e9"] * 9),
+        sentence_iterator=iter(["the cat sees a red 7.", "the dog is here: na\u00efve"] * 9),
         model_writer=model,
         **{
             "vocab_size": 330,
