@@ -86,7 +86,9 @@ def main():
     for scope, checkpointing in DDP_SETTINGS:
         name = f"ddp {scope} {checkpointing}"
         found[name] = run_ddp(job["checkpoints"][scope], checkpointing, rank, out / name)
-    found["fsdp"], found["shapes"] = run_fsdp(job["checkpoints"]["token"], rank, out / "fsdp")
+    for scope, folder in job["checkpoints"].items():
+        name = f"fsdp {scope}"
+        found[name], found["shapes"] = run_fsdp(folder, rank, out / name)
     (out / f"rank-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
