@@ -148,7 +148,6 @@ def read_peak():
 
 def run_way(way, source, result):
     """Convert in this process; print seconds and peak memory as JSON."""
-    import peft  # noqa: F401
     import transformers.models.llava.modeling_llava  # noqa: F401
     from huggingface_hub import save_torch_state_dict
     from safetensors.torch import load_file

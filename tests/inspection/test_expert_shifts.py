@@ -90,9 +90,15 @@ def test_text_only_prompt_has_no_image_ratio(tiny_checkpoint: Path) -> None:
 
 def test_watching_leaves_no_hook_behind(tiny_checkpoint: Path) -> None:
     model = Chat.load(str(tiny_checkpoint), []).model
+
+    def count_hooks() -> int:
+        return sum(len(module._forward_hooks) for module in model.modules())
+
+    # transformers 5 may have put hooks of its own there.
+    before = count_hooks()
     with ShiftRecorder().watch(model):
-        assert any(module._forward_hooks for module in model.modules())
-    assert not any(module._forward_hooks for module in model.modules())
+        assert count_hooks() > before
+    assert count_hooks() == before
 
 
 def test_ratio_of_nothing_is_none() -> None:

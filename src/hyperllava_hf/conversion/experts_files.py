@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ..modeling.checkpoint_hyperllava import is_expert_key
 from ..modeling.configuration_hyperllava import EXPERT_FIELDS
 from .operations import Copy, TensorOperation, read_chunks
-from .shard_writer import FileRecord, as_bytes, write_file
+from .shard_writer import FileRecord, as_bytes, sync_file, write_file
 from .tensor_files import list_tensors
 
 FIELDS, IDENTITY = "hyperllava_expert_fields", "hyperllava_base_sha256"
@@ -121,6 +121,7 @@ def write_experts_file(
     partial = path.with_name(f".{path.name}.partial")
     try:
         record = write_file(partial, ordered, metadata)
+        sync_file(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

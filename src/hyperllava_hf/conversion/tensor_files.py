@@ -97,6 +97,15 @@ class StoredTensor:
         read_bytes(self.path, self.offset, data)
         return data.view(self.dtype).as_strided(self.shape, strides).contiguous()
 
+    def prefetch(self) -> None:
+        """Ask the system to read the tensor into its cache while something else is done."""
+        if hasattr(os, "posix_fadvise"):
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, self.offset, self.num_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
     def load(self) -> torch.Tensor:
         """Read the whole tensor."""
         return self.read_rows(0, self.num_rows)
