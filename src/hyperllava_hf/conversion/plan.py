@@ -70,8 +70,20 @@ class Plan:
         return sum(count_bytes(tensor) for tensor in self.tensors.values())
 
     def get_outputs(self) -> dict[str, TensorOperation]:
-        """Return what produces each tensor, by its key in the result."""
-        return {self.target_keys[key]: tensor for key, tensor in self.tensors.items()}
+        """Return what produces each tensor, by its key in the result, as the source is read best.
+
+        A safetensors file may hold its tensors in any order; in the order of the source's files a
+        disk reads ahead of us.
+        """
+
+        def place(key: str) -> tuple[bool, str, int]:
+            sources = self.tensors[key].sources
+            return (
+                not sources,
+                *((str(sources[0].path), sources[0].offset) if sources else ("", 0)),
+            )
+
+        return {self.target_keys[key]: self.tensors[key] for key in sorted(self.tensors, key=place)}
 
     def list_planned(self) -> list[PlannedTensor]:
         """List every tensor of the result."""
