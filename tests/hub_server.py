@@ -83,6 +83,10 @@ class HubServer:
         """Break the connection off after some bytes of the next matching answers."""
         self.faults.append(Fault(method, pattern, times, cut_after=after))
 
+    def damage(self, pattern: str, change: Callable[[bytes], bytes], times: int = 1) -> None:
+        """Send other bytes than the right ones, under the right hash and size."""
+        self.faults.append(Fault("GET", pattern, times, change=change))
+
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
@@ -167,6 +171,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def send_bytes(
         self, content: bytes, status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
+        if self.fault and self.fault.change:
+            content = self.fault.change(content)
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)

@@ -1,6 +1,7 @@
 """What the loopback Hub keeps: accounts, repositories, commits and files; and what it refuses."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gz", ".zip", ".model", ".npz")
@@ -89,13 +90,14 @@ class Request:
 
 @dataclass
 class Fault:
-    """An answer to give instead of the right one: a status, or a body that breaks off."""
+    """An answer to give instead of the right one: a status, or a body cut off or changed."""
 
     method: str
     pattern: str
     times: int
     status: int | None = None
     cut_after: int | None = None
+    change: Callable[[bytes], bytes] | None = None
 
 
 class Refusal(Exception):
