@@ -27,8 +27,6 @@ DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 # Chunks that wait to be hashed and written: enough to keep three threads busy, few enough to hold.
 MAX_WAITING = 4
-# Bytes after which what was written is sent to the disk, so that the last sync has little to do.
-SYNC_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,6 @@ class _HashedFile:
         self.digest = hashlib.sha256()
         self.num_bytes = 0
         self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1))
-        self._syncs = ThreadPoolExecutor(1)
-        self._synced: Future[None] | None = None
-        self._unsynced = 0
         self._waiting: deque[tuple[Future[Any], ...]] = deque()
 
     def write(self, data: bytes | memoryview) -> None:
@@ -158,10 +153,6 @@ class _HashedFile:
         )
         if len(self._waiting) > MAX_WAITING:
             self._wait_for_oldest()
-        self._unsynced += len(data)
-        if self._unsynced > SYNC_BYTES and (self._synced is None or self._synced.done()):
-            self._synced = self._syncs.submit(os.fsync, self.file.fileno())
-            self._unsynced = 0
 
     def _write_all(self, data: bytes | memoryview) -> None:
         # An unbuffered write may take a part: at 2 GiB, or where the disk is nearly full.
@@ -176,11 +167,9 @@ class _HashedFile:
     def finish(self) -> None:
         while self._waiting:
             self._wait_for_oldest()
-        if self._synced is not None:
-            self._synced.result()
 
     def close(self) -> None:
-        for pool in (*self._pools, self._syncs):
+        for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -212,10 +201,7 @@ def write_file(
         hashed = _HashedFile(raw)
         try:
             hashed.write(build_header(tensors, metadata or {"format": "pt"}))
-            following = [*list(tensors.values())[1:], None]
-            for (key, tensor), upcoming in zip(tensors.items(), following, strict=True):
-                for stored in upcoming.sources if upcoming is not None else ():
-                    stored.prefetch()
+            for key, tensor in tensors.items():
                 for rows in read_chunks(tensor):
                     if not allow_nonfinite:
                         raise_if_nonfinite(key, rows)
@@ -265,23 +251,21 @@ def write_shards(
     """
     shards = plan_shards(tensors, max_shard_size)
     records = []
-    # One shard reaches the disk while the next is written.
-    with ThreadPoolExecutor(1) as pool:
-        syncs = []
-        for file, keys in shards.items():
-            part = {key: tensors[key] for key in keys}
-            records.append(
-                write_file(
-                    folder / file,
-                    part,
-                    allow_nonfinite=allow_nonfinite,
-                    on_bytes=on_bytes,
-                    on_rows=on_rows,
-                )
+    for file, keys in shards.items():
+        part = {key: tensors[key] for key in keys}
+        records.append(
+            write_file(
+                folder / file,
+                part,
+                allow_nonfinite=allow_nonfinite,
+                on_bytes=on_bytes,
+                on_rows=on_rows,
             )
-            syncs.append(pool.submit(sync_file, folder / file))
-        for sync in syncs:
-            sync.result()
+        )
+    # At the end alone: until then the system writes when the disk is free, and a sync in between
+    # would hold up the reading.
+    for file in shards:
+        sync_file(folder / file)
     if len(shards) > 1:
         total = sum(count_bytes(tensor) for tensor in tensors.values())
         weight_map = {key: file for file, keys in shards.items() for key in keys}
