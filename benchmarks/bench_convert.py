@@ -217,7 +217,7 @@ def percentile(values, share):
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def build_row(kind, way, runs, copies, size, commit):
+def build_row(kind, way, runs, copies, size, commit, command):
     import torch
     import transformers
 
@@ -246,7 +246,7 @@ def build_row(kind, way, runs, copies, size, commit):
         f"Python {platform.python_version()}",
         "commit": commit,
         "date": datetime.date.today().isoformat(),
-        "command": COMMAND,
+        "command": command,
     }
 
 
@@ -267,6 +267,8 @@ def main():
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
+    command = f"{COMMAND} --work FOLDER --size {options.size} --rounds {options.rounds}"
+    command += f" --kinds {' '.join(options.kinds)}"
     work = options.work / "bench-convert"
     ways = ["convert, inputs not hashed", "convert", "published"]
     rows = []
@@ -288,7 +290,7 @@ def main():
             shutil.rmtree(work, ignore_errors=True)
         for way, found in runs.items():
             copies = runs["cp -r"][: len(found)]
-            rows.append(build_row(kind, way, found, copies, options.size, commit))
+            rows.append(build_row(kind, way, found, copies, options.size, commit, command))
         with options.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -184,7 +184,7 @@ def render_conversion() -> str:
         rows.append([row["source"], row["way"], row["seconds_median"], spread, peak, bound])
     first = measured[0]
     note = (
-        f"LLaVA-1.5-{first['shapes']} shapes, {first['device']}; medians of {first['runs']} runs "
+        f"LLaVA-1.5-{first['shapes']} shapes, {first['device']}; median of {first['runs']} run(s) "
         f"(20th to 80th percentile), in turn with `cp -r`, each followed by a sync. "
         f"`{first['command']}`, {first['date']}.\n"
     )

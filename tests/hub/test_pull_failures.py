@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 
 import hyperllava_hf
+from hyperllava_hf.cli import main
 from tests.hub.conftest import build_environment, connect, finish, hash_weights, start
 from tests.hub.hub_state import Account, StoredFile
 from tests.hub_server import HubServer
@@ -184,3 +185,20 @@ def test_full_disk_and_wrong_bytes_over_xet(
     # Xet notices, and asks again.
     assert bit == [{"weights": expected}]
     assert num_fetches > 1
+
+
+def test_inspect_of_weights_that_are_none_is_one_line(
+    hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / WEIGHTS).write_bytes(b"\xff" * 64)
+    api = HfApi(endpoint=hub.endpoint)
+    api.create_repo("user/garbage")
+    api.upload_folder(repo_id="user/garbage", folder_path=folder)
+    assert main(["inspect", "user/garbage"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .startswith("hyperllava: user/garbage has no whole safetensors weights")
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
 
 WEIGHTS = "model.safetensors"
@@ -48,7 +49,13 @@ def load_tensor_headers(checkpoint: str, revision: str | None = None) -> dict[st
 
 
 def _fetch_headers(repository: str, revision: str | None) -> dict[str, TensorHeader]:
-    metadata = huggingface_hub.get_safetensors_metadata(repository, revision=revision)
+    try:
+        metadata = huggingface_hub.get_safetensors_metadata(repository, revision=revision)
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise ValueError(
+            f"{repository} has no whole safetensors weights ({error}); expected {WEIGHTS} or "
+            f"{INDEX} with its shards"
+        ) from error
     return {
         name: TensorHeader(tuple(tensor.shape), tensor.dtype)
         for file in metadata.files_metadata.values()
