@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 
 import hyperllava_hf
-from hyperllava_hf.cli import main
+from hyperllava_hf.inspection.tensor_headers import load_tensor_headers
 from tests.hub.conftest import build_environment, connect, finish, hash_weights, start
 from tests.hub.hub_state import Account, StoredFile
 from tests.hub_server import HubServer
@@ -187,18 +187,10 @@ def test_full_disk_and_wrong_bytes_over_xet(
     assert num_fetches > 1
 
 
-def test_inspect_of_weights_that_are_none_is_one_line(
-    hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_headers_of_weights_that_are_none_are_one_error(hub: HubServer, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"\xff" * 64)
     api = HfApi(endpoint=hub.endpoint)
     api.create_repo("user/garbage")
     api.upload_folder(repo_id="user/garbage", folder_path=folder)
-    assert main(["inspect", "user/garbage"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert (
-        err.strip()
-        .splitlines()[-1]
-        .startswith("hyperllava: user/garbage has no whole safetensors weights")
-    )
+    with pytest.raises(ValueError, match="user/garbage has no whole safetensors weights"):
+        load_tensor_headers("user/garbage")
