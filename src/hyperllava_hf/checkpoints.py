@@ -1,10 +1,11 @@
 """Find a checkpoint: the bundled one, a folder, or a repository on the Hub."""
 
-import json
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from .json_files import load_json
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -71,10 +72,7 @@ def load_config_dict(checkpoint: str, revision: str | None = None) -> dict[str, 
     from transformers.utils import cached_file
 
     path = Path(str(cached_file(checkpoint, "config.json", revision=revision)))
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); get the checkpoint again") from error
+    config = load_json(path)
     model_type = config.get("model_type")
     if model_type == "llava":
         raise ValueError(

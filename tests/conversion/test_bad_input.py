@@ -481,6 +481,12 @@ def test_adapter_of_another_kind_is_refused(fields, word, tmp_path, refuse):
     refuse(source.path, word, **source.options)
 
 
+def test_adapter_whose_settings_are_cut_off_is_refused_by_name(tmp_path, refuse):
+    source = write_lora(tmp_path / "source")
+    damage.truncate(source.path / "adapter_config.json", 20)
+    refuse(source.path, r"adapter_config\.json is no JSON", "get it again", **source.options)
+
+
 def test_fork_with_unknown_names_lists_them_beside_the_expected(tmp_path, refuse):
     source = write_fork(tmp_path / "source", names="other")
     words = [

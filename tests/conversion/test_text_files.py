@@ -25,10 +25,10 @@ from hyperllava_hf.conversion.llava_text_files import (
 from hyperllava_hf.conversion.sentencepiece_models import load_sentencepiece_model
 from hyperllava_hf.conversion.text_files import (
     build_converted_processor,
-    list_remote_code,
     write_hyperllava_text_files,
 )
 from hyperllava_hf.conversion.tokenizer_loading import add_llava_tokens, load_source_tokenizer
+from hyperllava_hf.shipped_code import load_shipped_code
 from tests.conversion.tiny_llava import IMAGE, PAD, VOCABULARY, llava_fields
 from tests.conversion.tokenizer_files import SPECIALS, write_fast, write_json, write_sentencepiece
 
@@ -276,14 +276,14 @@ def test_a_hyperllava_folder_has_all_files_and_the_same_code(processor, tmp_path
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
-        *list_remote_code(),
+        *load_shipped_code(),
     }
     package = Path(hyperllava_hf.__file__).parent
     sources = [
         *package.glob("modeling/*_hyperllava.py"),
         *package.glob("processing/*_hyperllava.py"),
     ]
-    assert sorted(path.name for path in sources) == list_remote_code()
+    assert sorted(path.name for path in sources) == list(load_shipped_code())
     for path in sources:
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config

@@ -13,9 +13,9 @@ from huggingface_hub import constants
 
 import hyperllava_hf
 from hyperllava_hf.hub.hub_errors import HubError
-from hyperllava_hf.hub.repository_files import load_shipped_code
 from hyperllava_hf.modeling import HyperLlavaForConditionalGeneration
 from hyperllava_hf.modeling.configuration_hyperllava import AUTO_MAP
+from hyperllava_hf.shipped_code import load_shipped_code
 from tests.hub.conftest import connect, reset_client
 from tests.hub.hub_state import StoredFile
 from tests.hub_server import HubServer

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from hyperllava_hf.hub.folder_check import check_folder
-from hyperllava_hf.hub.repository_files import complete_repository, load_shipped_code
+from hyperllava_hf.hub.repository_files import complete_repository
 from hyperllava_hf.modeling.configuration_hyperllava import AUTO_MAP
+from hyperllava_hf.shipped_code import load_shipped_code
 
 
 def complete(folder: Path) -> tuple[dict[str, bytes], list[str]]:

@@ -1,10 +1,10 @@
 """Which files of a folder hold its weights, and whether they are what the index says."""
 
-import json
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..json_files import load_json, load_optional_json
 from .key_tables import name_some
 from .tensor_files import StoredTensor
 
@@ -15,31 +15,10 @@ FORMATS = (
 )
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Load a JSON object.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: if the file holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); get it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
-    return content
-
-
 def load_config(folder: Path) -> dict[str, Any]:
     """Load config.json, or nothing where there is none."""
     path = folder / "config.json"
-    return load_json(path) if path.is_file() else {}
+    return load_optional_json(path)
 
 
 def load_weight_map(index: Path) -> dict[str, str]:

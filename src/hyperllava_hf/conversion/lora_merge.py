@@ -7,7 +7,6 @@ patterns go by names), and merging it.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..json_files import load_json
 from .key_tables import DECODER_OF_LLM, LLAVA_HF, match_row, name_some
 from .operations import TensorOperation, Wrapped
 from .source_parts import SourceParts
@@ -119,7 +119,7 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is no LoRA, or of a kind that is not merged row by row.
     """
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config = load_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"{folder} holds an adapter of type {config.get('peft_type')!r}; expected 'LORA'"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hyperllava_hf import __version__
 
+from ..json_files import load_json
 from ..modeling.checkpoint_hyperllava import is_expert_key
 from ..modeling.configuration_hyperllava import EXPERT_FIELDS
 from .config_export import build_llava_config, build_llava_hf_config
@@ -101,7 +101,7 @@ class ResultFolder:
             notes: what the reader should know.
         """
         parts, request = self.parts, self.request
-        config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        config = load_json(self.folder / CONFIG)
         named = [request.source, request.base_llm]
         named += [part.config.get("_name_or_path") for part in (parts, parts.base) if part]
         bases = find_base_models(*named)

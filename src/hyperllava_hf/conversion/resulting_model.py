@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_files import load_json
+from ..json_files import load_optional_json
 from .config_translation import (
     describe_losses,
     merge_llm_config,
@@ -180,7 +180,7 @@ def raise_if_image_token_differs(parts: SourceParts, image_id: int) -> None:
 
 def _read_manifest(parts: SourceParts) -> dict[str, Any]:
     manifest = parts.folder / MANIFEST
-    return load_json(manifest) if manifest.is_file() else {}
+    return load_optional_json(manifest)
 
 
 def _count_base_rows(parts: SourceParts, source_rows: int, base_tokens: int) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,18 +309,3 @@ def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda count: None) 
             size += count
             on_bytes(count)
     return FileRecord(path.name, size, digest.hexdigest())
-
-
-def hash_files(
-    paths: Iterable[Path], on_bytes: Callable[[int], None] = lambda count: None
-) -> list[FileRecord]:
-    """Hash files.
-
-    Args:
-        paths: the files.
-        on_bytes: is told how many bytes were read.
-
-    Returns:
-        A record a file.
-    """
-    return [hash_file(path, on_bytes) for path in paths]

@@ -1,12 +1,13 @@
 """Every file of a converted HyperLLaVA that holds no tensor: configuration, processor, code."""
 
 import json
-import shutil
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from hyperllava_hf.conversion.generation_settings import build_generation_config
+
+from ..json_files import load_optional_json
+from ..shipped_code import load_shipped_code
 
 # What the published llava-hf template makes of one question about one image: LLaVA's v1 format
 # without its system sentence and without marks for labels.
@@ -68,31 +69,12 @@ def write_hyperllava_text_files(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(folder)
-    copy_remote_code(folder)
+    for name, content in load_shipped_code().items():
+        (folder / name).write_bytes(content)
     generation, notes = build_generation_config(config, generation_folder)
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation)
     return notes
-
-
-def list_remote_code() -> list[str]:
-    """List the files that a self-contained folder carries.
-
-    Returns:
-        Their names, sorted.
-    """
-    return sorted(item.name for item in _remote_code())
-
-
-def copy_remote_code(folder: Path) -> None:
-    """Copy the model's and the processor's code, flat, byte for byte.
-
-    Args:
-        folder: Existing folder.
-    """
-    for item in _remote_code():
-        with as_file(item) as path:
-            shutil.copyfile(path, Path(folder) / item.name)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -104,16 +86,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
     Path(path).write_text(text, encoding="utf-8")
-
-
-def _remote_code() -> list[Any]:
-    package = files("hyperllava_hf")
-    return [
-        item
-        for part in ("modeling", "processing")
-        for item in (package / part).iterdir()
-        if item.name.endswith("_hyperllava.py")
-    ]
 
 
 def _build_image_processor(
@@ -150,31 +122,8 @@ def _read_image_settings(folder: Path | None) -> dict[str, Any]:
     """Read the image settings, which transformers 5 nests in processor_config.json."""
     if folder is None:
         return {}
-    nested = read_json(Path(folder) / "processor_config.json").get("image_processor")
-    return nested or read_json(Path(folder) / "preprocessor_config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, if the file exists.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content; empty if there is no such file.
-
-    Raises:
-        ValueError: If it is no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}). Get it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object. Get it again.")
-    return content
+    nested = load_optional_json(Path(folder) / "processor_config.json").get("image_processor")
+    return nested or load_optional_json(Path(folder) / "preprocessor_config.json")
 
 
 def _choose_chat_template(
@@ -206,7 +155,7 @@ def _choose_chat_template(
 def _read_chat_templates(folder: Path) -> dict[str, str]:
     """Read templates by name, from whichever of the files in use holds them."""
     found: dict[str, str] = {}
-    old = read_json(folder / "chat_template.json").get("chat_template")
+    old = load_optional_json(folder / "chat_template.json").get("chat_template")
     if isinstance(old, str):
         found["default"] = old
     if (folder / "chat_template.jinja").is_file():

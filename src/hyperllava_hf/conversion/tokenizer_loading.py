@@ -5,7 +5,6 @@ Here `tokenizer.json` is taken literally, and `tokenizer.model` through one conv
 that a folder names is imported, so no code of a folder runs.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from hyperllava_hf.conversion.sentencepiece_models import (
     load_sentencepiece_model,
     put_first,
 )
+
+from ..json_files import load_optional_json
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -90,7 +91,7 @@ def _values(tokenizer: Any) -> list[str | None]:
 def _load_tokenizer(folder: Path, name: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    config = _read_json(folder / "tokenizer_config.json")
+    config = load_optional_json(folder / "tokenizer_config.json")
     named = _read_named_tokens(folder, config)
     if name == "tokenizer.model":
         model = load_sentencepiece_model(folder / name)
@@ -131,16 +132,6 @@ def _read_length_limit(folder: Path, config: dict[str, Any]) -> int:
     return int(limit)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}). Get it again.") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _read_tokenizer_json(path: Path) -> Tokenizer:
     try:
         backend = Tokenizer.from_file(str(path))
@@ -155,7 +146,7 @@ def _read_tokenizer_json(path: Path) -> Tokenizer:
 
 def _read_named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Read which tokens begin, end and pad; each may be a text or a description of a token."""
-    beside = _read_json(folder / "special_tokens_map.json")
+    beside = load_optional_json(folder / "special_tokens_map.json")
     named = {}
     for name in _NAMED:
         token = config.get(name) or beside.get(name)
@@ -178,7 +169,7 @@ def _restore_bos(backend: Tokenizer, config: dict[str, Any], bos: str | None) ->
 def _stated_tokens(folder: Path, config: dict[str, Any]) -> Iterator[tuple[int, AddedToken]]:
     """Walk over the tokens that a slow tokenizer's folder adds to its model, by id."""
     found: dict[int, AddedToken] = {}
-    for text, number in _read_json(folder / "added_tokens.json").items():
+    for text, number in load_optional_json(folder / "added_tokens.json").items():
         found[int(number)] = AddedToken(text, normalized=False, special=False)
     for number, entry in (config.get("added_tokens_decoder") or {}).items():
         flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word")}

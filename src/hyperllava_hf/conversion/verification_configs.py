@@ -5,13 +5,14 @@ taken from the conversion, so that a wrong field there shows as different logits
 """
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from ..json_files import load_json
 from .reference_weights import EMBEDDING, ReferenceWeights
+from .shard_writer import INDEX
 from .source_parts import SourceParts
 
 # How Llama's rotary positions are written differs between the transformers lines.
@@ -136,16 +137,16 @@ def find_result_parts(destination: Path, to: str, source: SourceParts) -> Source
     Raises:
         ValueError: if the folder holds no weights.
     """
-    index = destination / "model.safetensors.index.json"
+    index = destination / INDEX
     names = ["model.safetensors"]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(load_json(index)["weight_map"].values()))
     missing = [name for name in names if not (destination / name).exists()]
     if missing:
         raise ValueError(
             f"found no {missing[0]} in {destination}; expected the whole result. Convert again"
         )
-    config = json.loads((destination / "config.json").read_text(encoding="utf-8"))
+    config = load_json(destination / "config.json")
     paths = tuple(destination / name for name in names)
     vision = source.vision if to == "llava" else None
     return SourceParts(layout=to, folder=destination, weights=paths, config=config, vision=vision)

@@ -1,10 +1,11 @@
 """The configuration of a CLIP vision tower, from its folder or from its well-known name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hyperllava_hf.conversion.config_fields import normalize_vision_config
+
+from ..json_files import load_json
 
 _VIT_LARGE = {
     "hidden_size": 1024,
@@ -41,11 +42,8 @@ def load_vision_config(folder: Path) -> dict[str, Any]:
             f"found no config.json in {folder}, expected the folder of a CLIP vision tower. Pass "
             "one with --vision-tower, such as openai/clip-vit-large-patch14-336."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}). Get the vision tower again.") from error
-    found = config.get("model_type") if isinstance(config, dict) else None
+    config = load_json(path)
+    found = config.get("model_type")
     if found == "clip":
         # Old CLIP repositories state the fields that differ from the default a second time, and
         # transformers lets these win.

@@ -1,6 +1,5 @@
 """Which files of a checkpoint's folder belong into a repository, and which must never go there."""
 
-import json
 import os
 import re
 import zipfile
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from hyperllava_hf.checkpoints import load_config_dict
 from hyperllava_hf.inspection.tensor_headers import INDEX, WEIGHTS
+from hyperllava_hf.json_files import load_json
 
 # Reason to leave a file out, and the names that it holds for (of the file or of a folder above it).
 LEFT_OUT = {
@@ -137,7 +137,7 @@ def check_weights(folder: Path, files: FolderFiles) -> None:
     named = {WEIGHTS}
     if INDEX in files.kept:
         try:
-            weight_map = json.loads(files.kept[INDEX].read_text(encoding="utf-8"))["weight_map"]
+            weight_map = load_json(files.kept[INDEX])["weight_map"]
             named = set(weight_map.values())
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{INDEX} in {folder} is no index ({error}); save again") from error

@@ -4,29 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hyperllava_hf.modeling
-import hyperllava_hf.processing
+from hyperllava_hf.json_files import load_json
 from hyperllava_hf.modeling.configuration_hyperllava import AUTO_MAP
 from hyperllava_hf.processing.chat_templates_hyperllava import VICUNA_V1
+from hyperllava_hf.shipped_code import load_shipped_code
 
 LICENCE = Path(__file__).with_name("LICENSE")
-
-
-def load_shipped_code() -> dict[str, bytes]:
-    """Load the code that makes a repository loadable where this package is not installed.
-
-    Returns:
-        Content by file name.
-    """
-    folders = [
-        Path(str(part.__file__)).parent
-        for part in (hyperllava_hf.modeling, hyperllava_hf.processing)
-    ]
-    return {
-        path.name: path.read_bytes()
-        for folder in folders
-        for path in sorted(folder.glob("*_hyperllava.py"))
-    }
 
 
 def complete_code(files: dict[str, Path], notes: list[str]) -> dict[str, bytes]:
@@ -78,7 +61,7 @@ def complete_config(files: dict[str, Path], notes: list[str]) -> dict[str, bytes
     Returns:
         The file to replace, if any.
     """
-    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    config = load_json(files["config.json"])
     found = config.get("auto_map") or {}
     if {key: found.get(key) for key in AUTO_MAP} == AUTO_MAP:
         return {}
@@ -104,7 +87,7 @@ def complete_processor(files: dict[str, Path], notes: list[str]) -> dict[str, by
             "found preprocessor_config.json without processor_config.json; expected both. Write "
             "them with processor.save_pretrained(FOLDER)."
         )
-    config = json.loads(files["processor_config.json"].read_text(encoding="utf-8"))
+    config = load_json(files["processor_config.json"])
     nested = config.get("image_processor")
     added = {}
     if "preprocessor_config.json" not in files:
