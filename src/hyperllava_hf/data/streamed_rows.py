@@ -1,0 +1,144 @@
+"""Rows read in order without an index, shared out over loader workers and ranks.
+
+With W ranks, good rows come in rounds of W, one a rank; a rank's rounds go to its workers in turn:
+
+    row     0   1   2   3   4   5   6        2 ranks, 2 workers a rank
+    rank    0   1   0   1   0   1   0
+    worker  0   0   1   1   0   0   1        rank 1 repeats row 6 for worker 1, to stay in step
+
+Every worker reads the whole text and encodes its share. Which rows a worker gets depends on nothing
+but the data, the number of ranks and the number of workers, so a run goes on where it stopped by
+taking and throwing away as many batches as it had seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .data_source import DataSource
+from .row_encoding import Row, RowEncoder
+from .row_faults import BadRowCounter, RowFault, check_on_bad_row
+from .row_images import check_image_places
+from .row_reading import describe, encode_row, parse_row
+from .row_stores import RowStore, StoredRow, open_store
+
+
+class StreamedRows(IterableDataset):
+    """The rows of one or several sources, in order.
+
+    Args:
+        sources: Where the rows are from.
+        encoder: Makes tokens and pixels of a row.
+        on_bad_row: "stop" or "skip".
+        rank: Which share of the rows this process reads; None asks torch.distributed when the
+            reading begins.
+        world_size: How many shares there are; 1 if something behind this dataset (accelerate's
+            dispatcher) shares the rows out.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[DataSource],
+        encoder: RowEncoder,
+        on_bad_row: str = "stop",
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        check_on_bad_row(on_bad_row)
+        if not sources:
+            raise ValueError("found no data source, expected at least one")
+        self.encoder = encoder
+        self.on_bad_row = on_bad_row
+        self.rank = rank
+        self.world_size = world_size
+        self._stores = [open_store(source, streaming=True) for source in sources]
+
+    def __iter__(self) -> Iterator[Row]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        rank, world_size = self._get_share()
+        counter = BadRowCounter(self.on_bad_row)
+        is_first = rank == 0 and worker == 0
+        share = _Share(self.encoder, counter, counts_all=is_first)
+        for store in self._stores:
+            # A stream that splits itself gives every worker rows of its own.
+            own, of = (0, 1) if store.splits_itself else (worker, num_workers)
+            last, place = None, -1
+            for place, row in enumerate(share.list_good(store, is_first or store.splits_itself)):
+                last = row
+                if place % world_size == rank and place // world_size % of == own:
+                    yield from share.encode(store, row)
+            missing = (place + 1) % world_size
+            if last is not None and 0 < missing <= rank and place // world_size % of == own:
+                yield from share.encode(store, last)
+        yield from share.settle()
+        counter.log(share.num_rows)
+
+    def _get_share(self) -> tuple[int, int]:
+        """Rank and number of ranks."""
+        if self.world_size is not None:
+            return self.rank or 0, self.world_size
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+
+class _Share:
+    """What one worker encodes; where a row is bad, its next good one stands in."""
+
+    def __init__(self, encoder: RowEncoder, counter: BadRowCounter, counts_all: bool) -> None:
+        self.encoder = encoder
+        self.counter = counter
+        self.counts_all = counts_all
+        self.num_rows = 0
+        self._num_left_out = 0  # rows that no worker gets, to be counted with the next row
+        self._num_owed = 0  # own rows that turned out bad
+        self._last: Row | None = None
+
+    def list_good(self, store: RowStore, counts: bool) -> Iterator[StoredRow]:
+        """Give the rows whose text is good: every worker sees all, the first counts the bad."""
+        for row in store.stream():
+            self.num_rows += 1
+            try:
+                conversation = parse_row(row.value, store.source, self.encoder)
+                check_image_places(conversation.images, store.source)
+            except RowFault as fault:
+                bad = describe(fault, store.name, row.number, row.value)
+                if counts or self.counter.on_bad_row == "stop":
+                    self.counter.add(bad)
+                    self._num_left_out += 1
+                continue
+            yield row
+
+    def encode(self, store: RowStore, stored: StoredRow) -> Iterator[Row]:
+        """Give a row, once for itself and once for each bad one before it."""
+        try:
+            row = encode_row(stored.value, stored.number, store.source, self.encoder)
+        except RowFault as fault:
+            self.counter.add(describe(fault, store.name, stored.number, stored.value))
+            self._num_owed += 1
+            return
+        self._last = row
+        yield from self.settle()
+        yield self._count(row, 0)
+
+    def settle(self) -> Iterator[Row]:
+        """Give the last good row once for each bad one that is still owed."""
+        if self._num_owed and self._last is None:
+            raise ValueError(
+                f"all {self._num_owed} rows of this worker are bad, expected a good one to stand "
+                f"in for them. The first is {self.counter.first_bad_rows[0]}."
+            )
+        while self._num_owed and self._last is not None:
+            self._num_owed -= 1
+            yield self._count(self._last, 1)
+
+    def _count(self, row: Row, num_skipped: int) -> Row:
+        num_skipped += self._num_left_out
+        self._num_left_out = 0
+        return replace(row, num_skipped=num_skipped)
