@@ -42,7 +42,6 @@ class HubStore:
         self.source = source
         self.name = source.path
         data = load_data(source, streaming)
-        self.splits_itself = not hasattr(data, "__len__")
         names = data.column_names
         if names is not None:
             known = [name for name in (*TEXT_COLUMNS, *IMAGE_COLUMNS) if name in names]
@@ -63,16 +62,32 @@ class HubStore:
         Yields:
             The rows.
         """
-        for number, row in self._list_rows(_count_images):
+        for number, row in self._list_rows(self._data, _count_images):
             yield StoredRow(number, row)
 
-    def stream(self) -> Iterator[StoredRow]:
-        """Give every row once in order; in a DataLoader's worker, those of the worker's files.
+    def can_split(self, num_parts: int) -> bool:
+        """Tell whether a stream has files enough for every part.
+
+        Args:
+            num_parts: How many parts there are.
+
+        Returns:
+            False for a dataset that is not streamed: reading all of its text is cheap.
+        """
+        return num_parts == 1 or getattr(self._data, "num_shards", 0) >= num_parts > 1
+
+    def stream(self, part: int = 0, num_parts: int = 1) -> Iterator[StoredRow]:
+        """Give every row of a part once in order.
+
+        Args:
+            part: Which files of a streamed dataset, from 0.
+            num_parts: Into how many parts its files are cut.
 
         Yields:
-            The rows.
+            The rows, numbered within the part.
         """
-        for number, row in self._list_rows(_read_images):
+        data = self._data.shard(num_parts, part) if num_parts > 1 else self._data
+        for number, row in self._list_rows(data, _read_images):
             yield StoredRow(number, self._finish(row))
 
     def read(self, place: int) -> StoredRow:
@@ -87,13 +102,13 @@ class HubStore:
         row = _read_images(self._data[place : place + 1])[0]
         return StoredRow(place + 1, self._finish(row))
 
-    def _list_rows(self, read: Any) -> Iterator[tuple[int, Any]]:
+    def _list_rows(self, data: Any, read: Any) -> Iterator[tuple[int, Any]]:
         number = 0
-        for table in self._data.iter(batch_size=BATCH_ROWS):
+        for table in data.iter(batch_size=BATCH_ROWS):
             for row in read(table):
                 number += 1
                 yield number, row
-        if not number and not self.splits_itself:
+        if not number and data is self._data:
             raise ValueError(f"{self.name} holds no rows; expected at least one conversation")
 
     def _finish(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +134,8 @@ def _read_images(table: Any) -> list[dict[str, Any]]:
 
 def _count_images(table: Any) -> list[dict[str, Any]]:
     """Read the text of a table's rows, and put one stand-in an image into the image columns."""
-    import pyarrow.compute as compute
-    import pyarrow.types as types
+    import pyarrow.compute as compute  # type: ignore[import-untyped]
+    import pyarrow.types as types  # type: ignore[import-untyped]
 
     images = {}
     for name in IMAGE_COLUMNS:
@@ -157,7 +172,7 @@ def load_data(source: DataSource, streaming: bool) -> Any:
         ValueError: If it cannot be read.
     """
     try:
-        import datasets
+        import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             f"{source.path} is no .json or .jsonl file, and other data needs the datasets library, "

@@ -178,7 +178,8 @@ def _read_turn(turn: Any, place: int, images: list[Any]) -> _Turn:
         parts = content
     else:
         raise RowFault(f"turn {place} says {_show(content)}, expected text")
-    texts, numbers = [], []
+    texts: list[str] = []
+    numbers: list[int | None] = []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):

@@ -36,6 +36,7 @@ class Row:
         pixel_values: (images, 3, height, width) in float32; None without images.
         number: The row's number in its file.
         num_skipped: Bad rows in whose place this row stands.
+        num_tokens: Tokens before the row was cut.
     """
 
     input_ids: list[int]
@@ -44,6 +45,7 @@ class Row:
     pixel_values: np.ndarray | None
     number: int = 0
     num_skipped: int = 0
+    num_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -102,7 +104,14 @@ class RowEncoder:
         columns = {name: _unbatch(encoded[name]) for name in COLUMNS}
         pixel_values = np.asarray(encoded["pixel_values"]) if images else None
         cut = self._cut(columns)
-        return Row(cut["input_ids"], cut["labels"], cut["guidance_mask"], pixel_values)
+        num_tokens = len(columns["input_ids"])
+        return Row(
+            cut["input_ids"],
+            cut["labels"],
+            cut["guidance_mask"],
+            pixel_values,
+            num_tokens=num_tokens,
+        )
 
     def _cut(self, columns: dict[str, list[int]]) -> dict[str, list[int]]:
         """Drop what lies beyond `max_length`, as long as it is text."""

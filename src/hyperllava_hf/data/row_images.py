@@ -138,7 +138,7 @@ class RemoteImage(dict):
 
 
 def _fetch_with_datasets(record: RemoteImage) -> Image.Image:
-    from datasets import Image as ImageFeature
+    from datasets import Image as ImageFeature  # type: ignore[import-untyped]
 
     try:
         return ImageFeature().decode_example(dict(record))

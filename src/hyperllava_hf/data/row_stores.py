@@ -27,12 +27,10 @@ class RowStore(Protocol):
     Attributes:
         source: Where the rows are.
         name: What messages to the user call it.
-        splits_itself: Whether `stream` gives each worker of a DataLoader rows of its own.
     """
 
     source: DataSource
     name: str
-    splits_itself: bool
 
     def __len__(self) -> int:
         """How many rows a scan found."""
@@ -40,8 +38,11 @@ class RowStore(Protocol):
     def scan(self) -> Iterator[StoredRow]:
         """Give every row once in order; image bytes may be missing."""
 
-    def stream(self) -> Iterator[StoredRow]:
-        """Give every row once in order, whole, without keeping where it lies."""
+    def can_split(self, num_parts: int) -> bool:
+        """Whether `stream` can give a part without reading the others."""
+
+    def stream(self, part: int = 0, num_parts: int = 1) -> Iterator[StoredRow]:
+        """Give every row of a part once in order, whole, without keeping where it lies."""
 
     def read(self, place: int) -> StoredRow:
         """Give one row whole."""
@@ -53,8 +54,6 @@ class JsonStore:
     Args:
         source: The file.
     """
-
-    splits_itself = False
 
     def __init__(self, source: DataSource) -> None:
         self.source = source
@@ -73,8 +72,23 @@ class JsonStore:
         for row in self._file.scan():
             yield StoredRow(row.number, row.value)
 
-    def stream(self) -> Iterator[StoredRow]:
+    def can_split(self, num_parts: int) -> bool:
+        """Tell whether a part can be read without the others.
+
+        Args:
+            num_parts: How many parts there are.
+
+        Returns:
+            No: the rows of one file follow one another.
+        """
+        return num_parts == 1
+
+    def stream(self, part: int = 0, num_parts: int = 1) -> Iterator[StoredRow]:
         """Give every row once in order.
+
+        Args:
+            part: 0.
+            num_parts: 1.
 
         Yields:
             The rows.

@@ -61,22 +61,23 @@ class StreamedRows(IterableDataset):
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         rank, world_size = self._get_share()
-        counter = BadRowCounter(self.on_bad_row)
-        is_first = rank == 0 and worker == 0
-        share = _Share(self.encoder, counter, counts_all=is_first)
+        share = _Share(self.encoder, BadRowCounter(self.on_bad_row))
         for store in self._stores:
-            # A stream that splits itself gives every worker rows of its own.
-            own, of = (0, 1) if store.splits_itself else (worker, num_workers)
+            # Of a stream of many files, every worker reads its own; else every worker reads all.
+            is_split = store.can_split(num_workers)
+            part, of = (0, 1) if is_split else (worker, num_workers)
+            rows = store.stream(worker, num_workers) if is_split else store.stream()
+            counts = rank == 0 and (is_split or worker == 0)
             last, place = None, -1
-            for place, row in enumerate(share.list_good(store, is_first or store.splits_itself)):
+            for place, row in enumerate(share.list_good(store, rows, counts)):
                 last = row
-                if place % world_size == rank and place // world_size % of == own:
+                if place % world_size == rank and place // world_size % of == part:
                     yield from share.encode(store, row)
+            # Ranks that the last round does not reach.
             missing = (place + 1) % world_size
-            if last is not None and 0 < missing <= rank and place // world_size % of == own:
+            if last is not None and 0 < missing <= rank and place // world_size % of == part:
                 yield from share.encode(store, last)
-        yield from share.settle()
-        counter.log(share.num_rows)
+        yield from share.finish()
 
     def _get_share(self) -> tuple[int, int]:
         """Rank and number of ranks."""
@@ -91,18 +92,20 @@ class StreamedRows(IterableDataset):
 class _Share:
     """What one worker encodes; where a row is bad, its next good one stands in."""
 
-    def __init__(self, encoder: RowEncoder, counter: BadRowCounter, counts_all: bool) -> None:
+    def __init__(self, encoder: RowEncoder, counter: BadRowCounter) -> None:
         self.encoder = encoder
         self.counter = counter
-        self.counts_all = counts_all
         self.num_rows = 0
         self._num_left_out = 0  # rows that no worker gets, to be counted with the next row
         self._num_owed = 0  # own rows that turned out bad
         self._last: Row | None = None
+        self._held: Row | None = None  # given with the next one, so that the last can count
 
-    def list_good(self, store: RowStore, counts: bool) -> Iterator[StoredRow]:
-        """Give the rows whose text is good: every worker sees all, the first counts the bad."""
-        for row in store.stream():
+    def list_good(
+        self, store: RowStore, rows: Iterator[StoredRow], counts: bool
+    ) -> Iterator[StoredRow]:
+        """Give the rows whose text is good: where every worker sees all, one counts the bad."""
+        for row in rows:
             self.num_rows += 1
             try:
                 conversation = parse_row(row.value, store.source, self.encoder)
@@ -124,21 +127,30 @@ class _Share:
             self._num_owed += 1
             return
         self._last = row
-        yield from self.settle()
-        yield self._count(row, 0)
+        yield from self._settle()
+        yield from self._give(row, 0)
 
-    def settle(self) -> Iterator[Row]:
-        """Give the last good row once for each bad one that is still owed."""
+    def finish(self) -> Iterator[Row]:
+        """Give what is owed and held, and say once what was left out."""
         if self._num_owed and self._last is None:
             raise ValueError(
                 f"all {self._num_owed} rows of this worker are bad, expected a good one to stand "
                 f"in for them. The first is {self.counter.first_bad_rows[0]}."
             )
+        yield from self._settle()
+        if self._held is not None:
+            self._held.num_skipped += self._num_left_out
+            yield self._held
+        self.counter.log(self.num_rows)
+
+    def _settle(self) -> Iterator[Row]:
+        """Give the last good row once for each bad one that is owed."""
         while self._num_owed and self._last is not None:
             self._num_owed -= 1
-            yield self._count(self._last, 1)
+            yield from self._give(self._last, 1)
 
-    def _count(self, row: Row, num_skipped: int) -> Row:
-        num_skipped += self._num_left_out
+    def _give(self, row: Row, num_skipped: int) -> Iterator[Row]:
+        held, self._held = self._held, replace(row, num_skipped=num_skipped + self._num_left_out)
         self._num_left_out = 0
-        return replace(row, num_skipped=num_skipped)
+        if held is not None:
+            yield held
