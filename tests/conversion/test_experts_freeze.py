@@ -1,10 +1,15 @@
 """Frozen experts are the mean, over data, of what a model generates."""
 
+import json
+
 import pytest
 import torch
+from PIL import Image
 
 from hyperllava_hf import HyperLlavaForConditionalGeneration, HyperLlavaProcessor
+from hyperllava_hf.cli import main
 from hyperllava_hf.conversion.experts_freeze import freeze_experts, measure_mean_experts
+from hyperllava_hf.data import ConversationCollator, DataSource, open_rows
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 QUESTIONS = ("What is it?", "Which colour?", "How many?")
@@ -111,3 +116,62 @@ def test_what_cannot_be_frozen_is_said(tmp_path):
     text = HyperLlavaProcessor.from_pretrained(folder)(text="hello", return_tensors="pt")
     with pytest.raises(ValueError, match=r"visual_expert\.first .* rows with images"):
         measure_mean_experts(model, [text])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five rows of LLaVA data, one of them without an image."""
+    rows = []
+    for number in range(5):
+        Image.new("RGB", (20, 30), (40 * number, 90, 200)).save(tmp_path / f"{number}.png")
+        mark = "<image>\n" if number != 2 else ""
+        turns = [("human", f"{mark}What is {number}?"), ("gpt", "a" * (number + 1))]
+        row = {"id": str(number), "conversations": [{"from": f, "value": v} for f, v in turns]}
+        rows.append({**row, "image": f"{number}.png"} if mark else row)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_the_command_writes_what_the_library_freezes(tmp_path, data, capsys):
+    folder = save_tiny_checkpoint(tmp_path / "own")
+    out = tmp_path / "out"
+    words = ["experts", "freeze", str(folder), str(out), "--data", str(data), "--batch-size", "2"]
+    assert main([*words, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["destination"] == str(out)
+    processor = HyperLlavaProcessor.from_pretrained(folder)
+    settings = {"processor": processor, "template": "vicuna_v1", "max_length": None}
+    rows = open_rows([DataSource(str(data))], **settings)
+    collate = ConversationCollator(**settings)
+    expected = freeze_experts(load(folder), [collate([row]) for row in rows])
+    found = load(out)
+    assert found.config.expert_source == "static"
+    assert set(found.state_dict()) == set(expected.state_dict())
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--rows": "0"}, ["0 rows", "at least one"]),
+        ({"--data": "missing.json"}, ["missing.json"]),
+        ({"--device": "cuda:9"}, ["no device", "cuda:9"]),
+    ],
+)
+def test_a_wrong_call_writes_nothing(tmp_path, data, capsys, change, words):
+    folder = save_tiny_checkpoint(tmp_path / "own")
+    options = {"--data": str(data), "--device": "cpu", **change}
+    pairs = [word for pair in options.items() for word in pair]
+    assert main(["experts", "freeze", str(folder), str(tmp_path / "out"), *pairs]) == 2
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_itself_is_never_replaced(tmp_path, data, capsys):
+    folder = save_tiny_checkpoint(tmp_path / "own")
+    words = ["--data", str(data), "--overwrite"]
+    assert main(["experts", "freeze", str(folder), str(folder), *words]) == 2
+    assert "never written to" in capsys.readouterr().err
+    assert load(folder).config.expert_source == "guided"

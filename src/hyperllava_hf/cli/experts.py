@@ -1,4 +1,4 @@
-"""hyperllava experts: take a model's experts out into a file, and put them back on their base."""
+"""hyperllava experts: a model's experts as a file, back on their base, or frozen at their mean."""
 
 import sys
 from pathlib import Path
@@ -25,6 +25,11 @@ EXAMPLES = """Examples:
 hyperllava experts extract ./my-model experts.safetensors
 
 hyperllava experts attach ./llava-7b experts.safetensors ./my-model"""
+FREEZE_EXAMPLES = """Examples:
+
+hyperllava experts freeze ./my-model ./frozen --data instruct.json --image-folder ./images
+
+hyperllava experts freeze user/name ./frozen --data user/dataset --rows 2000"""
 EXTRACT_EXAMPLES = """Examples:
 
 hyperllava experts extract ./my-model experts.safetensors
@@ -39,10 +44,11 @@ hyperllava experts attach liuhaotian/llava-v1.5-7b experts.safetensors ./my-mode
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    about = "Take a model's experts out into a file, and put them back on their base."
+    about = "Take a model's experts out into a file, put them back on their base, or freeze them."
     group = typer.Typer(help=about, epilog=EXAMPLES)
     group.command("extract", epilog=EXTRACT_EXAMPLES)(extract)
     group.command("attach", epilog=ATTACH_EXAMPLES)(attach)
+    group.command("freeze", epilog=FREEZE_EXAMPLES)(freeze)
     app.add_typer(group, name="experts")
 
 
@@ -100,3 +106,42 @@ def attach(
         progress=sys.stderr.isatty(),
     )
     print_conversion(report, dry_run, as_json)
+
+
+def freeze(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a HyperLLaVA.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    data: Annotated[
+        list[str], typer.Option(help="LLaVA file or dataset like the inputs to come; repeatable.")
+    ],
+    image_folder: Annotated[
+        Path | None, typer.Option(help="What the rows' image paths are relative to.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows to read, spread over the data.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Rows a forward.")] = 4,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    on_bad_row: Annotated[str, typer.Option(help="stop or skip.")] = "stop",
+    overwrite: OverwriteOption = False,
+    verify: VerifyOption = True,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace generated experts by their mean over data; what is left is a plain adapter."""
+    from hyperllava_hf.conversion.frozen_checkpoint import write_frozen_checkpoint
+    from hyperllava_hf.data import DataSource
+
+    folder = None if image_folder is None else str(image_folder)
+    report = write_frozen_checkpoint(
+        model,
+        output,
+        [DataSource(path, folder) for path in data],
+        num_rows=rows,
+        batch_size=batch_size,
+        device=device,
+        on_bad_row=on_bad_row,
+        overwrite=overwrite,
+        verify=verify,
+        revision=revision,
+        progress=sys.stderr.isatty(),
+    )
+    print_conversion(report, False, as_json)

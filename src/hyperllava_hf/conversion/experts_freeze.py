@@ -4,8 +4,8 @@ Everything between a guidance g and the weights K that it generates is affine (E
 2403.13447, which has no nonlinearity there), so the mean of the generated weights is the weights
 of the mean guidance: one pass over data that sums guidance is exact, and no generated weight is
 ever summed. A language expert's mean is over attended positions (scope "token") or over samples
-(scope "prompt"), a visual expert's over images; a learned code (`expert_source` "latent") has no
-guidance and needs no data.
+(scope "prompt"), a visual expert's over images; a learned code (`expert_source` "latent") takes no
+guidance, so that any batch gives the same.
 """
 
 from __future__ import annotations
