@@ -165,12 +165,18 @@ def parse_override(text: str) -> dict[str, Any]:
     return {table: parsed}
 
 
-def build_settings(recipe: str, overrides: Sequence[str] = (), **changes: Any) -> TrainingSettings:
+def build_settings(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    stage_wanted: str | None = None,
+    **changes: Any,
+) -> TrainingSettings:
     """Read a recipe, lay overrides over it, and check the whole.
 
     Args:
         recipe: A path, or the name of a bundled recipe.
         overrides: Texts `name=value`, as of `--set`.
+        stage_wanted: The stage that the recipe must be of; any when None.
         **changes: Settings by name, which win over both.
 
     Returns:
@@ -188,4 +194,9 @@ def build_settings(recipe: str, overrides: Sequence[str] = (), **changes: Any) -
         raise ValueError(f"{recipe} names no stage; expected stage = 'align' or 'instruct'")
     settings = TrainingSettings(**{k: convert_value(k, v) for k, v in values.items()})
     settings.raise_if_invalid()
+    if stage_wanted not in (None, settings.stage):
+        raise ValueError(
+            f"{recipe} is a recipe of {settings.stage!r}, expected one of {stage_wanted!r}; "
+            f"run `hyperllava train {settings.stage}`, or `hyperllava train recipes` for the list"
+        )
     return settings

@@ -93,6 +93,8 @@ class TrainingSettings:
         data_format: "llava" or "messages"; None: told from the rows.
         streaming: Whether rows are read as they are needed; takes `max_steps`.
         template: The processor's chat template; None is the stage's.
+        pad_images: Whether images are padded to a square (LLaVA-1.5's stage 2) or resized and
+            cropped (its stage 1); None is the checkpoint's way.
         max_length: Tokens a row at most; image tokens are never cut.
         on_bad_row: "stop", or "skip" (and count).
         group_by_modality_length: Whether batches are of one modality and of similar lengths.
@@ -145,6 +147,7 @@ class TrainingSettings:
     data_format: str | None = None
     streaming: bool = False
     template: str | None = None
+    pad_images: bool | None = None
     max_length: int | None = 2048
     on_bad_row: str = "stop"
     group_by_modality_length: bool = False

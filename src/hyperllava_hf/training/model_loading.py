@@ -1,0 +1,214 @@
+"""The model that a run starts from: checkpoint, experts, precision, LoRA, and what is trained.
+
+Trained weights are float32 wherever arithmetic is mixed: a step of 2e-5 vanishes in 8 bits of
+mantissa. Frozen weights stay in the recipe's dtype, or in 4 bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from ..checkpoints import get_bundled_checkpoint, resolve_checkpoint
+from ..modeling import HyperLlavaConfig, HyperLlavaForConditionalGeneration
+from ..processing import HyperLlavaProcessor
+from .lora import WHOLE_MODULES, lora_config
+from .settings import TrainingSettings
+from .stages import set_trainable
+
+BUNDLED = "digits"
+# What a setting needs beside the package itself: (module, what to install).
+NEEDED_PACKAGES = {
+    "lora": ("peft", "peft"),
+    "four_bit": ("bitsandbytes", "bitsandbytes"),
+    "zero2": ("deepspeed", "deepspeed"),
+    "zero3": ("deepspeed", "deepspeed"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+}
+
+
+def raise_if_packages_missing(settings: TrainingSettings) -> None:
+    """Check that what the settings need is installed, before anything is loaded.
+
+    Args:
+        settings: The run's settings.
+
+    Raises:
+        ValueError: If a package is missing.
+    """
+    wanted = {settings.language_model, settings.sharding, *settings.report_to}
+    if settings.four_bit:
+        wanted.add("four_bit")
+    for name in sorted(wanted & NEEDED_PACKAGES.keys()):
+        module, package = NEEDED_PACKAGES[name]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"the setting {name} needs the package {package}, which is not installed; "
+                f"pip install {package}"
+            )
+
+
+def locate_model(settings: TrainingSettings) -> str:
+    """Find the checkpoint that a run starts from.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        What `from_pretrained` takes.
+
+    Raises:
+        ValueError: If no model is named, or none has that name.
+    """
+    if settings.model is None:
+        raise ValueError("no model is named; expected --model FOLDER or --model USER/NAME")
+    if settings.model == BUNDLED:
+        return get_bundled_checkpoint()
+    return resolve_checkpoint(settings.model)
+
+
+def get_mixed_precision(settings: TrainingSettings) -> str:
+    """Choose the arithmetic of a run.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        "no", "bf16" or "fp16".
+    """
+    if settings.mixed_precision != "auto":
+        return settings.mixed_precision
+    if settings.dtype == "float16":
+        return "fp16"
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 or settings.dtype == "bfloat16" else "no"
+
+
+def load_processor(settings: TrainingSettings) -> HyperLlavaProcessor:
+    """Load the processor, with the images as the recipe has them.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        The processor.
+    """
+    chosen = {} if settings.pad_images is None else {"do_pad": settings.pad_images}
+    return HyperLlavaProcessor.from_pretrained(
+        locate_model(settings), revision=settings.revision, **chosen
+    )
+
+
+def load_base(settings: TrainingSettings, four_bit: bool = False, device: Any = None) -> Any:
+    """Load the checkpoint as a HyperLLaVA, with fresh experts drawn from the run's seed.
+
+    Args:
+        settings: The run's settings.
+        four_bit: Whether to quantise the decoder.
+        device: Where a quantised model is put.
+
+    Returns:
+        The model in the recipe's dtype.
+    """
+    keywords: dict[str, Any] = dict(settings.experts)
+    dtype = getattr(torch, settings.dtype)
+    if settings.attn_implementation is not None:
+        keywords["attn_implementation"] = settings.attn_implementation
+    if four_bit:
+        from ..quantization import four_bit_config
+
+        keywords["quantization_config"] = four_bit_config(dtype)
+        if device is not None and torch.device(device).type != "cpu":
+            keywords["device_map"] = {"": device}
+    set_seed(settings.seed)
+    return HyperLlavaForConditionalGeneration.from_pretrained(
+        locate_model(settings), revision=settings.revision, dtype=dtype, **keywords
+    )
+
+
+def add_lora(model: Any, settings: TrainingSettings) -> Any:
+    """Put a LoRA beside the decoder's linear layers.
+
+    Args:
+        model: A HyperLLaVA.
+        settings: The run's settings.
+
+    Returns:
+        PEFT's model around it.
+    """
+    from peft import get_peft_model
+
+    there = [
+        name
+        for name in WHOLE_MODULES
+        if any(item.rpartition(".")[2] == name for item, _ in model.named_modules())
+    ]
+    config = lora_config(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        modules_to_save=there,
+    )
+    return get_peft_model(model, config)
+
+
+def prepare_for_training(model: Any, settings: TrainingSettings) -> Any:
+    """Choose what is trained, and give it the precision that training takes.
+
+    Args:
+        model: A loaded HyperLLaVA.
+        settings: The run's settings.
+
+    Returns:
+        The model, wrapped by PEFT where there is a LoRA.
+    """
+    for config in (model.config, model.config.text_config):
+        config.use_cache = False  # it would be filled, and thrown away, at every step
+    if settings.language_model == "lora":
+        model = add_lora(model, settings)
+    set_trainable(model, settings.stage, settings.language_model)
+    if get_mixed_precision(settings) != "no":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return model
+
+
+def load_for_training(settings: TrainingSettings, device: Any = None) -> Any:
+    """Load what a run trains.
+
+    Args:
+        settings: The run's settings.
+        device: Where a quantised model is put; others are moved by the Trainer.
+
+    Returns:
+        The model, what is trained marked.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded or a package is missing.
+    """
+    raise_if_packages_missing(settings)
+    model = load_base(settings, settings.four_bit, device)
+    return prepare_for_training(model, settings)
+
+
+def build_without_values(settings: TrainingSettings) -> Any:
+    """Build what a run trains on the meta device, to count it without its memory.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        The model, what is trained marked; its weights have no values.
+    """
+    raise_if_packages_missing(settings)
+    config = HyperLlavaConfig.from_pretrained(
+        locate_model(settings), revision=settings.revision, **settings.experts
+    )
+    with torch.device("meta"):
+        model = HyperLlavaForConditionalGeneration(config)
+    return prepare_for_training(model, settings)
