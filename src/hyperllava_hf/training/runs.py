@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
+from accelerate import PartialState  # type: ignore[import-untyped]
 
 from .. import __version__
 from ..data import ConversationCollator, DataSource, open_rows

@@ -106,6 +106,7 @@ class HyperLlavaTrainer(Trainer):
         self.settings = settings
         self.record = record
         self.output = output
+        self.optimizer: Any = None
         self.row_sampler: Any = None
         self.clip_scale = 1.0
         self.num_skipped_rows = 0
@@ -171,7 +172,7 @@ class HyperLlavaTrainer(Trainer):
             self._row_numbers.append(batch.pop(ROW_NUMBERS))
             self._new_skipped += int(batch.pop(SKIPPED_ROWS, 0))
             self._new_tokens.append(batch["attention_mask"].sum())
-        self._batches = batches
+            self._batches.append(batch)
         return batches, num_items
 
     def _forget_step(self) -> None:

@@ -1,0 +1,188 @@
+"""Runs that are interrupted and go on: bit for bit what an uninterrupted run gives."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hyperllava_hf.training import runs
+from hyperllava_hf.training.run_checkpoints import STAGING, list_checkpoints
+from hyperllava_hf.training.trainer import HyperLlavaTrainer
+from tests.training.tiny_runs import build_tiny_settings, write_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+def run_child(folder, settings, output, **options):
+    """Run `train_job` and wait for it."""
+    job = {"settings": settings.to_dict(), "output": str(output), **options}
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
+    command = [sys.executable, "-m", "tests.training.train_job", str(folder / "job.json")]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def read_weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_run(found, expected, first, second):
+    """Weights and logged losses of two runs are the same bits."""
+    assert found.losses == expected.losses
+    weights, others = read_weights(first), read_weights(second)
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
+def test_killed_twice_and_resumed_equals_uninterrupted(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = runs.train(settings, whole)
+    assert [step for step, _ in expected.losses] == [1, 2, 3, 4, 5, 6]
+    start = load_file(tiny_checkpoint / "model.safetensors")
+    assert not torch.equal(
+        read_weights(whole)["lm_head.weight"], start["lm_head.weight"]
+    )  # something was trained
+
+    in_step = {"method": "training_step", "step": 3}
+    assert run_child(tmp_path, settings, killed, kill=in_step).returncode == -signal.SIGKILL
+    assert [path.name for path in list_checkpoints(killed)] == ["checkpoint-2"]
+
+    # In the middle of writing: weights are there, optimiser and random state are not.
+    in_writing = {"method": "_save_optimizer_and_scheduler", "step": 4}
+    child = run_child(tmp_path, settings, killed, kill=in_writing, resume=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert [path.name for path in list_checkpoints(killed)] == ["checkpoint-2"]
+    assert (killed / STAGING / "checkpoint-4" / "model.safetensors").is_file()
+
+    said = []
+    found = runs.train(settings, killed, resume=True, say=said.append)
+    assert found.resumed_from == "checkpoint-2"
+    assert any("resuming from" in line and "checkpoint-2" in line for line in said)
+    assert any("removed checkpoint-4" in line for line in said)
+    assert not (killed / STAGING).exists()
+    assert_same_run(found, expected, killed, whole)
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt_at(monkeypatch, step):
+    """Raise at the first batch after so many steps."""
+    original = HyperLlavaTrainer.training_step
+
+    def call(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Interruption
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(HyperLlavaTrainer, "training_step", call)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({"language_model": "frozen", "save_only": "experts"}, 3),
+        ({"language_model": "lora", "lora_rank": 2, "lora_dropout": 0.3, "merge": True}, 5),
+        (
+            {
+                "stage": "align",
+                "language_model": "frozen",
+                "template": "vicuna_v1",
+                "group_by_modality_length": False,
+            },
+            4,
+        ),
+    ],
+    ids=["experts", "lora", "align"],
+)
+def test_interrupted_equals_uninterrupted(
+    tiny_checkpoint, rows, tmp_path, monkeypatch, changes, step
+):
+    """Second epoch, within it and at its beginning; dropout draws from torch's own state."""
+    settings = build_tiny_settings(tiny_checkpoint, rows, **changes)
+    expected = runs.train(settings, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interruption):
+            runs.train(settings, tmp_path / "stopped")
+    torch.manual_seed(12345)
+    found = runs.train(settings, tmp_path / "stopped", resume=True)
+    assert_same_run(found, expected, tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_run_in_the_way_is_named(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows, max_steps=2)
+    runs.train(settings, tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run already \(checkpoint-2\); go on with --res"):
+        runs.train(settings, tmp_path)
+
+
+def test_resume_of_another_run_names_every_difference(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows, max_steps=2)
+    runs.train(settings, tmp_path / "run")
+    other_rows = write_rows(tmp_path / "rows", (1, 1, 0))
+    other_model = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    weights = load_file(other_model / "model.safetensors")
+    weights["lm_head.weight"] += 1e-3
+    save_file(weights, other_model / "model.safetensors", metadata={"format": "pt"})
+    other = dataclasses.replace(
+        settings,
+        learning_rate=5e-3,
+        data=(str(other_rows),),
+        model=str(other_model),
+        save_total_limit=7,
+    )
+    with pytest.raises(ValueError, match="checkpoint-2 is of another run") as refusal:
+        runs.train(other, tmp_path / "run", resume=True)
+    lines = str(refusal.value).splitlines()
+    assert "- learning_rate: the checkpoint has 0.01, this run 0.005" in lines
+    assert any(line.startswith("- data: other rows than the checkpoint's") for line in lines)
+    assert any(line.startswith("- model: another model than the") for line in lines)
+    assert len(lines) == 5  # nothing else, and not the number of checkpoints kept
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(Interruption):
+            runs.train(settings, tmp_path / "run")
+    child = run_child(tmp_path, settings, tmp_path / "run", resume=True, max_file_bytes=40_000)
+    assert child.returncode == 2, child.stderr
+    assert "OSError: could not write a checkpoint into" in child.stdout
+    assert "checkpoint-2 is whole: free some space and go on with --resume" in child.stdout
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows, save_steps=1, save_total_limit=1)
+    foreign = tmp_path / "run" / "checkpoint-0"
+    foreign.mkdir(parents=True)  # not of ours: without a record
+    runs.train(settings, tmp_path / "run")
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-6"]
+    assert foreign.is_dir()
+
+
+def test_resume_without_a_checkpoint_begins_and_says_so(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows, max_steps=1)
+    said = []
+    report = runs.train(settings, tmp_path, resume=True, say=said.append)
+    assert report.resumed_from is None
+    assert f"{tmp_path} has no complete checkpoint: the run begins at step 0" in said
