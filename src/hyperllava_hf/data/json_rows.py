@@ -255,8 +255,8 @@ class _Window:
                 if self.is_complete or not is_open:
                     raise
             else:
-                # A number at the end of what is read may go on.
-                if end < len(self.text) or self.is_complete:
+                # A number may go on: "1.5e+" parses as 1.5, two characters before its end.
+                if len(self.text) - end > 2 or self.is_complete:
                     self.position = end
                     return value
             self.extend()
@@ -316,9 +316,9 @@ def _broken_array(window: _Window, number: int, error: Exception | None) -> Valu
     if window.is_complete and not window.text[window.position :].strip():
         what = f"is cut off behind row {number}"
     elif isinstance(error, json.JSONDecodeError):
-        near_end = window.is_complete and (
-            "Unterminated" in error.msg or error.pos > len(window.text) - 16
-        )
+        # A whole array ends with its bracket.
+        rest = window.text.rstrip()
+        near_end = window.is_complete and (error.pos >= len(rest) or not rest.endswith("]"))
         at = window.byte(error.pos)
         what = f"{'is cut off' if near_end else 'is no JSON'} in row {number}, byte {at}"
         what += f" ({error.msg})"

@@ -76,7 +76,9 @@ class StreamedRows(IterableDataset):
             # Ranks that the last round does not reach.
             missing = (place + 1) % world_size
             if last is not None and 0 < missing <= rank and place // world_size % of == part:
-                yield from share.encode(store, last)
+                yield from share.encode(store, last, is_repeated=True)
+        if share.owes_all:
+            share.borrow(self._stores)
         yield from share.finish()
 
     def _get_share(self) -> tuple[int, int]:
@@ -97,7 +99,7 @@ class _Share:
         self.counter = counter
         self.num_rows = 0
         self._num_left_out = 0  # rows that no worker gets, to be counted with the next row
-        self._num_owed = 0  # own rows that turned out bad
+        self._owed: list[int] = []  # for each own row that turned out bad, what it counts
         self._last: Row | None = None
         self._held: Row | None = None  # given with the next one, so that the last can count
 
@@ -118,25 +120,44 @@ class _Share:
                 continue
             yield row
 
-    def encode(self, store: RowStore, stored: StoredRow) -> Iterator[Row]:
+    def encode(
+        self, store: RowStore, stored: StoredRow, is_repeated: bool = False
+    ) -> Iterator[Row]:
         """Give a row, once for itself and once for each bad one before it."""
         try:
             row = encode_row(stored.value, stored.number, store.source, self.encoder)
         except RowFault as fault:
-            self.counter.add(describe(fault, store.name, stored.number, stored.value))
-            self._num_owed += 1
+            # What fills the last round has been counted by the rank whose row it is.
+            if not is_repeated:
+                self.counter.add(describe(fault, store.name, stored.number, stored.value))
+            self._owed.append(0 if is_repeated else 1)
             return
         self._last = row
         yield from self._settle()
         yield from self._give(row, 0)
 
+    @property
+    def owes_all(self) -> bool:
+        """Whether every row of the share was bad, so that none of it can stand in."""
+        return bool(self._owed) and self._last is None
+
+    def borrow(self, stores: list[RowStore]) -> None:
+        """Find a good row of another share to stand in."""
+        for store in stores:
+            for stored in store.stream():
+                try:
+                    row = encode_row(stored.value, stored.number, store.source, self.encoder)
+                except RowFault:
+                    continue
+                self._last = row
+                return
+        raise ValueError(
+            f"no row of {', '.join(store.name for store in stores)} can be trained on; the first "
+            f"bad one is {self.counter.first_bad_rows[0]}"
+        )
+
     def finish(self) -> Iterator[Row]:
         """Give what is owed and held, and say once what was left out."""
-        if self._num_owed and self._last is None:
-            raise ValueError(
-                f"all {self._num_owed} rows of this worker are bad, expected a good one to stand "
-                f"in for them. The first is {self.counter.first_bad_rows[0]}."
-            )
         yield from self._settle()
         if self._held is not None:
             self._held.num_skipped += self._num_left_out
@@ -145,9 +166,8 @@ class _Share:
 
     def _settle(self) -> Iterator[Row]:
         """Give the last good row once for each bad one that is owed."""
-        while self._num_owed and self._last is not None:
-            self._num_owed -= 1
-            yield from self._give(self._last, 1)
+        while self._owed and self._last is not None:
+            yield from self._give(self._last, self._owed.pop(0))
 
     def _give(self, row: Row, num_skipped: int) -> Iterator[Row]:
         held, self._held = self._held, replace(row, num_skipped=num_skipped + self._num_left_out)
