@@ -7,7 +7,7 @@ SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py
 # pip runs once at a time in .venv.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-versions test-vllm setup style quality checkpoint clean python
+.PHONY: help demo test test-versions test-vllm setup style quality checkpoint evidence clean python
 
 help:
 	@echo "make demo        ask the bundled checkpoint about the pictures in examples/"
@@ -18,6 +18,7 @@ help:
 	@echo "make style       rewrite the source in the project's format"
 	@echo "make quality     style, spelling, types and docstrings, without the tests"
 	@echo "make checkpoint  train the bundled checkpoint anew (an hour to an hour and a half on two cores)"
+	@echo "make evidence    train guided experts and their controls alike, and report (hours on two cores)"
 	@echo "make clean       remove environments, caches and builds"
 
 demo: .nox/ready-5
@@ -42,6 +43,9 @@ quality: .nox/ready-5
 
 checkpoint: .nox/ready-5
 	@$(NEWEST) -m hyperllava_hf.training.digits_checkpoint
+
+evidence: .nox/ready-5
+	@$(NEWEST) -m hyperllava_hf.evidence
 
 clean:
 	rm -rf .venv .nox build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Evidence: guided experts against their controls, trained alike on digit scenes."""

@@ -1,0 +1,270 @@
+"""The steps of the evidence, each of which skips what is finished.
+
+prepare   stage 0's decoders, the training set
+runs      every run, to its validation accuracy
+test      every finished run on the test split, once
+effects   what the experts of the guided arms do
+table     the table of results
+report    docs/evidence.md with its plots
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..evaluation.digits import load_split_questions
+from ..training.stage_folders import run_once
+from .arm_models import load_processor, load_tower
+from .arm_runs import RunFactory, write_atomically
+from .arms import Arm, list_arms
+from .exact_answers import average_by_family, build_question_rows, mark_exact_answers
+from .expert_effects import measure_effects
+from .report import write_report
+from .result_table import describe_versions, write_table
+from .settings import EvidenceSettings
+from .stage_zero import train_decoder
+from .training_rows import build_training_set, load_training_set, save_training_set
+
+STEPS = ("prepare", "runs", "test", "effects", "table", "report")
+TABLE = Path("results") / "evidence.csv"
+EFFECTS = Path("results") / "evidence_effects.json"
+
+
+@functools.cache
+def open_factory(settings: EvidenceSettings, work: Path, device: str) -> RunFactory:
+    """Open what a process needs for runs.
+
+    Args:
+        settings: What every run shares.
+        work: Where stage 0 and the training set lie.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The factory.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    processor = load_processor()
+    questions = load_split_questions("validation", settings.num_validation)
+    validation = build_question_rows(questions, processor, load_tower())
+    training_set = load_training_set(work / "training_set")
+    return RunFactory(settings, training_set, validation, processor, work, device)
+
+
+def run_task(
+    task: str, settings: EvidenceSettings, work: Path, device: str, arm: Arm, seed: int
+) -> tuple[str, dict[str, Any]]:
+    """Do one task of a run, and keep its result.
+
+    Args:
+        task: "runs", "test" or "effects".
+        settings: What every run shares.
+        work: Where everything lies.
+        device: "cpu" or "cuda".
+        arm: The arm.
+        seed: The run's seed.
+
+    Returns:
+        What was done, and its result.
+    """
+    factory = open_factory(settings, work, device)
+    if task == "runs":
+        result = {**factory.run(arm, seed), "device": device, **describe_versions()}
+    elif task == "test":
+        result = measure_test(factory, arm, seed)
+    else:
+        result = measure_effects(factory, arm, seed)
+    text = json.dumps(result, indent=1) + "\n"
+    write_atomically(name_result(work, task, arm, seed), lambda path: _write(path, text))
+    return f"{arm.name}, seed {seed}", result
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def name_result(work: Path, task: str, arm: Arm, seed: int) -> Path:
+    """Name the file of a task's result.
+
+    Args:
+        work: Where everything lies.
+        task: "runs", "test" or "effects".
+        arm: The arm.
+        seed: The run's seed.
+
+    Returns:
+        The file.
+    """
+    suffix = ".json" if task == "runs" else f".{task}.json"
+    return work / "runs" / f"{arm.name}-{seed}{suffix}"
+
+
+def measure_test(factory: RunFactory, arm: Arm, seed: int) -> dict[str, float]:
+    """Measure a finished run on the test split.
+
+    Args:
+        factory: Loads the run.
+        arm: The arm.
+        seed: The run's seed.
+
+    Returns:
+        Accuracy overall and by family.
+    """
+    rows = _build_test_rows(factory)
+    model = factory.load_run(arm, seed)
+    correct = mark_exact_answers(model, rows, factory.processor, arm.dense_images)
+    return average_by_family(correct, rows.families)
+
+
+@functools.cache
+def _build_test_rows(factory: RunFactory) -> Any:
+    questions = load_split_questions("test", factory.settings.num_test)
+    return build_question_rows(questions, factory.processor, load_tower())
+
+
+@dataclass
+class Pipeline:
+    """The steps over one folder.
+
+    Attributes:
+        settings: What every run shares.
+        work: Where everything is kept.
+        output: Folder of the report.
+        jobs: Processes at a time.
+        device: "cpu" or "cuda".
+        runs_to_do: Arms and seeds, in order.
+    """
+
+    settings: EvidenceSettings
+    work: Path
+    output: Path
+    jobs: int = 2
+    device: str = "cpu"
+    runs_to_do: list[tuple[Arm, int]] = field(default_factory=list)
+
+    def select(
+        self,
+        groups: Sequence[str],
+        names: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the runs: seed by seed within a group, group by group.
+
+        Args:
+            groups: Names of groups.
+            names: Names of arms; all when None.
+            seeds: Seeds; all of each arm when None.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        arms = [arm for arm in list_arms() if names is None or arm.name in names]
+        self.runs_to_do = [
+            (arm, seed)
+            for group in groups
+            for seed in sorted({s for arm in arms for s in arm.seeds})
+            for arm in arms
+            if arm.group == group and seed in arm.seeds and (seeds is None or seed in seeds)
+        ]
+        if not self.runs_to_do:
+            raise ValueError(
+                f"found no run in groups {list(groups)} for arms {names} and seeds {seeds}, "
+                "expected at least one; python -m hyperllava_hf.evidence --help lists the groups"
+            )
+
+    def prepare(self) -> None:
+        """Train the decoders that are needed, and build the training set."""
+        torch.set_num_threads(1)
+        processor = load_processor()
+        for width in sorted({arm.width for arm, _ in self.runs_to_do}):
+            folder = self.work / "stage0" / f"decoder-{width}"
+            train = functools.partial(train_decoder, processor, width, self.settings.decoder)
+            run_once(folder, train)
+
+        def build(folder: Path) -> dict[str, Any]:
+            settings = self.settings
+            tower = load_tower()
+            training_set = build_training_set(
+                processor, tower, settings.num_scenes, settings.num_turns
+            )
+            save_training_set(training_set, folder)
+            return {"num_scenes": settings.num_scenes, "num_turns": settings.num_turns}
+
+        run_once(self.work / "training_set", build)
+
+    def runs(self) -> None:
+        """Train every run."""
+        self._do("runs", self.runs_to_do, lambda result: result["validation"]["overall"])
+
+    def test(self) -> None:
+        """Measure every finished run on the test split."""
+        self._do("test", self._list_finished(), lambda result: result["overall"])
+
+    def effects(self) -> None:
+        """Measure what the experts do, in the arms with scope "token" and "prompt"."""
+        names = ("guided", "prompt_mean")
+        finished = [(arm, seed) for arm, seed in self._list_finished() if arm.name in names]
+        self._do("effects", finished, lambda result: result["accuracy"]["as trained"]["overall"])
+
+    def table(self) -> None:
+        """Write the table."""
+        count = write_table(self.work / "runs", self.output / TABLE)
+        effects = {}
+        for arm in list_arms():
+            for seed in arm.seeds:
+                path = name_result(self.work, "effects", arm, seed)
+                if path.is_file():
+                    effects[f"{arm.name}-{seed}"] = json.loads(path.read_text(encoding="utf-8"))
+        _write(self.output / EFFECTS, json.dumps(effects) + "\n")
+        print(f"{count} runs in {self.output / TABLE}", file=sys.stderr)
+
+    def report(self) -> None:
+        """Write the report and its plots."""
+        write_report(self.output)
+
+    def _list_finished(self) -> list[tuple[Arm, int]]:
+        return [run for run in self.runs_to_do if name_result(self.work, "runs", *run).is_file()]
+
+    def _do(self, task: str, runs: list[tuple[Arm, int]], measure: Callable[[Any], float]) -> None:
+        pending = [run for run in runs if not name_result(self.work, task, *run).is_file()]
+        work = functools.partial(run_task, task, self.settings, self.work, self.device)
+        print(f"{len(runs) - len(pending)} done, {len(pending)} to do", file=sys.stderr, flush=True)
+        if self.jobs == 1:
+            for i, run in enumerate(pending):
+                self._tell(i, len(pending), work(*run), measure)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
+            try:
+                futures = [pool.submit(work, *run) for run in pending]
+                for i, future in enumerate(as_completed(futures)):
+                    self._tell(i, len(pending), future.result(), measure)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    @staticmethod
+    def _tell(
+        i: int,
+        count: int,
+        done: tuple[str, dict[str, Any]],
+        measure: Callable[[Any], float],
+    ) -> None:
+        name, result = done
+        seconds = f", {result['seconds']:.0f} s" if "seconds" in result else ""
+        line = f"{i + 1}/{count}  {name}: {100 * measure(result):.1f} %{seconds}"
+        print(line, file=sys.stderr, flush=True)
