@@ -18,7 +18,7 @@ import typer
 
 from hyperllava_hf import __version__
 
-COMMANDS = ("ask", "convert", "experts", "inspect", "push")
+COMMANDS = ("ask", "convert", "data", "experts", "inspect", "push", "train")
 
 DONE, BUG, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
 
