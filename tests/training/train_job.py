@@ -1,14 +1,12 @@
 """A run in a process of its own that is killed at a chosen moment.
 
 Argument: a JSON file {"settings": ..., "output": folder, "resume": bool, "kill": {"method": name of
-a method of the trainer, "step": finished steps at which its call kills the process}}. With
-"max_file_bytes" no file may grow larger, as on a full disk. With "devices" it is one of several
-ranks, started by torchrun.
+a method of the trainer, "step": finished steps at which its call kills the process}}. With torch's
+environment of ranks (RANK, WORLD_SIZE, ...) it is one of several.
 """
 
 import json
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -37,9 +35,6 @@ def main():
     torch.set_num_threads(1)
     if job.get("kill"):
         kill_in(**job["kill"])
-    if job.get("max_file_bytes"):
-        # Python ignores the signal, so writing fails as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job["max_file_bytes"],) * 2)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in job["settings"].items()}
     settings = TrainingSettings(**fields)
     try:

@@ -16,7 +16,6 @@ from ..conversion.staging import stage
 from ..processing import HyperLlavaProcessor
 from .model_loading import load_base, locate_model
 from .settings import TrainingSettings
-from .stages import get_group, get_trained_groups
 
 MODEL, ADAPTER = "model", "adapter"
 
@@ -76,6 +75,18 @@ def load_whole(settings: TrainingSettings) -> Any:
         return load_base(dataclasses.replace(settings, attn_implementation=None))
 
 
+def load_processor_of(settings: TrainingSettings) -> HyperLlavaProcessor:
+    """Load the processor as the checkpoint has it.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        The processor.
+    """
+    return HyperLlavaProcessor.from_pretrained(locate_model(settings), revision=settings.revision)
+
+
 def save_whole(model: Any, settings: TrainingSettings, folder: Path) -> None:
     """Write a model with its processor and code, whole or not at all.
 
@@ -84,9 +95,7 @@ def save_whole(model: Any, settings: TrainingSettings, folder: Path) -> None:
         settings: The run's settings.
         folder: The folder, which is replaced if it is there.
     """
-    processor = HyperLlavaProcessor.from_pretrained(
-        locate_model(settings), revision=settings.revision
-    )
+    processor = load_processor_of(settings)
     with stage(folder, may_overwrite=True) as work:
         model.save_pretrained(work)
         processor.save_pretrained(work)
@@ -123,30 +132,3 @@ def leave_model(trainer: Any, output: Path) -> Path | None:
     merged = PeftModel.from_pretrained(load_whole(settings), adapter).merge_and_unload()
     save_whole(merged, settings, output / MODEL)
     return output / MODEL
-
-
-def load_processor_of(settings: TrainingSettings) -> HyperLlavaProcessor:
-    """Load the processor as the checkpoint has it.
-
-    Args:
-        settings: The run's settings.
-
-    Returns:
-        The processor.
-    """
-    return HyperLlavaProcessor.from_pretrained(locate_model(settings), revision=settings.revision)
-
-
-def name_trained_groups(settings: TrainingSettings) -> list[str]:
-    """Name what a run trains, for its record.
-
-    Args:
-        settings: The run's settings.
-
-    Returns:
-        Names of groups, sorted.
-    """
-    return sorted(get_trained_groups(settings.stage, settings.language_model))
-
-
-__all__ = ["ADAPTER", "MODEL", "collect_trained", "get_group", "leave_model", "put_weights"]

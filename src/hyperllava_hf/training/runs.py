@@ -23,7 +23,7 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from .. import __version__
 from ..data import ConversationCollator, DataSource, open_rows
 from .batch_plan import BatchPlan, plan_batches
-from .model_folder import leave_model
+from .model_folder import leave_model, load_processor_of
 from .model_loading import (
     build_without_values,
     load_for_training,
@@ -271,13 +271,13 @@ def build_trainer(
         settings,
         record,
         output,
+        load_processor_of(settings),
         model=model,
         args=build_training_arguments(settings, plan, output),
         train_dataset=rows,
         data_collator=ConversationCollator(
             processor, settings.chat_template, settings.max_length, settings.on_bad_row
         ),
-        processing_class=None if settings.save_only == "experts" else processor,
     )
     return trainer, report
 
@@ -306,7 +306,7 @@ def train(
     """
     settings.raise_if_invalid()
     raise_if_packages_missing(settings)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available())
     if not state.is_main_process:
         say = say_nothing
     plan = plan_batches(settings, state.num_processes)

@@ -97,13 +97,21 @@ class HyperLlavaTrainer(Trainer):
         settings: The run's settings.
         record: What a resumed run must agree with; kept in each checkpoint.
         output: The run's folder.
-        **kwargs: As of `transformers.Trainer`.
+        processor: What is saved beside the weights of each checkpoint.
+        **kwargs: As of `transformers.Trainer`; not `processing_class`, to which Trainer would
+            fit the model's special tokens.
     """
 
     def __init__(
-        self, settings: TrainingSettings, record: dict[str, Any], output: Path, **kwargs: Any
+        self,
+        settings: TrainingSettings,
+        record: dict[str, Any],
+        output: Path,
+        processor: Any,
+        **kwargs: Any,
     ) -> None:
         self.settings = settings
+        self.processor = processor
         self.record = record
         self.output = output
         self.optimizer: Any = None
@@ -330,11 +338,12 @@ class HyperLlavaTrainer(Trainer):
         return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = output_dir or self.args.output_dir
         if self.settings.save_only != "experts":
             super()._save(output_dir, state_dict)
-            return
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir
+            if self.args.should_save:
+                self.processor.save_pretrained(folder)
+        elif self.args.should_save:
             os.makedirs(folder, exist_ok=True)
             weights = {n: p.cpu().contiguous() for n, p in self.get_trained_weights().items()}
             save_file(weights, os.path.join(folder, EXPERTS_FILE), metadata={"format": "pt"})

@@ -113,6 +113,7 @@ def build_training_arguments(
         dataloader_num_workers=settings.num_workers,
         dataloader_persistent_workers=settings.num_workers > 0,
         dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
         disable_tqdm=True,
         full_determinism=settings.deterministic,
         seed=settings.seed,
