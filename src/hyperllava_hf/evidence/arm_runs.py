@@ -134,7 +134,7 @@ class RunFactory:
             seed: The run's seed.
 
         Returns:
-            The last training loss.
+            The mean of the last training losses.
         """
         name = name_alignment(arm, seed)
         path = self.folder / "stage1" / f"{name}.safetensors"
@@ -144,7 +144,7 @@ class RunFactory:
                 set_trained(model, "align")
                 log = self.train_stage(model, arm, seed, "align")
                 weights = get_trained_weights(model)
-                loss = {"loss": str(log[-1])}
+                loss = {"loss": str(average_last(log))}
                 write_atomically(path, lambda p: save_file(weights, p, metadata=loss))
         model.load_state_dict(load_file(path), strict=False)
         return read_loss(path)
@@ -175,7 +175,7 @@ class RunFactory:
             "seed": seed,
             "validation": average_by_family(correct, self.validation.families),
             "align_loss": align_loss,
-            "instruct_loss": sum(log[-10:]) / len(log[-10:]),
+            "instruct_loss": average_last(log),
             "trained_parameters": num_trained,
             "seconds": round(time.perf_counter() - start, 1),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -206,8 +206,21 @@ class RunFactory:
         return model.eval()
 
 
+def average_last(losses: list[float]) -> float:
+    """Average the last tenth of a training's losses; batches of similar length differ much.
+
+    Args:
+        losses: The training losses.
+
+    Returns:
+        Their mean.
+    """
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
+
+
 def read_loss(path: Path) -> float:
-    """Read the last training loss of a stage 1.
+    """Read the training loss of a stage 1.
 
     Args:
         path: Its file.

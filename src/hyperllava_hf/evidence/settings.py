@@ -33,14 +33,14 @@ class EvidenceSettings:
         )
     )
     align: RunSettings = field(
-        default_factory=lambda: RunSettings(num_steps=150, batch_size=32, learning_rate=2e-3)
+        default_factory=lambda: RunSettings(num_steps=150, batch_size=16, learning_rate=2e-3)
     )
     instruct: RunSettings = field(
-        default_factory=lambda: RunSettings(num_steps=250, batch_size=16, learning_rate=1e-3)
+        default_factory=lambda: RunSettings(num_steps=200, batch_size=8, learning_rate=1e-3)
     )
     num_scenes: int = 6000
     num_turns: int = 6
-    num_validation: int = 200
+    num_validation: int = 100
     num_test: int = 200
 
 
