@@ -95,7 +95,7 @@ def initialize_experts(model: nn.Module, seed: int) -> None:
     for name, module in model.named_modules():
         if "_expert" in name and hasattr(module, "init_weights"):
             for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+                parameter._is_hf_initialized = False
             torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             module.init_weights()
 

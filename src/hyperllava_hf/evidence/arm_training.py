@@ -43,7 +43,7 @@ class OrderedTrainer(Trainer):
     """A Trainer that keeps its dataset's order."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(self.train_dataset)
 
 
 def order_scenes(lengths: Sequence[int], num_steps: int, batch_size: int, seed: int) -> list[int]:

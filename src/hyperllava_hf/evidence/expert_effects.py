@@ -122,7 +122,7 @@ def measure_mean_guidance(factory: Any, model: Any, arm: Arm) -> dict[str, torch
         attended positions.
     """
     collate = build_collator(factory.training_set, "instruct", factory.processor, arm.dense_images)
-    sums = dict.fromkeys(MODALITIES, 0.0)
+    sums: dict[str, Any] = dict.fromkeys(MODALITIES, 0.0)
     counts = dict.fromkeys(MODALITIES, 0)
     attended = torch.ones(0)
 
@@ -141,7 +141,7 @@ def measure_mean_guidance(factory: Any, model: Any, arm: Arm) -> dict[str, torch
             batch = collate(list(range(start, min(start + MEAN_BATCH_SIZE, total))))
             attended = batch["attention_mask"]
             model(**batch)
-    return {name: (sums[name] / counts[name]).float() for name in MODALITIES if counts[name]}  # type: ignore[attr-defined]
+    return {name: (sums[name] / counts[name]).float() for name in MODALITIES if counts[name]}
 
 
 def shuffle_questions(questions: QuestionRows) -> QuestionRows:

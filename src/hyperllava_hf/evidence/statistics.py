@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 COVERAGE = 0.95
 
@@ -84,8 +84,8 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
             f"found {len(first)} and {len(second)} values, expected as many of both and at least "
             "one: pass the seeds that both arms have"
         )
-    differences = np.subtract(first, second)
-    mean, half_width = estimate_mean(list(differences))
+    differences = np.subtract(first, second).tolist()
+    mean, half_width = estimate_mean(differences)
     if np.allclose(differences, 0.0):
         p_value = 1.0
     elif len(differences) < 2:
