@@ -1,5 +1,6 @@
 """Map-style rows: the same in workers as here, bad ones never silent, lengths near the truth."""
 
+import gc
 import json
 import logging
 import pickle
@@ -205,8 +206,10 @@ def test_the_batch_counts_the_rows_that_were_skipped(
 
 
 def test_a_bad_row_stops_the_run_also_from_a_worker(
-    tmp_path: Path, processor: HyperLlavaProcessor
+    tmp_path: Path, processor: HyperLlavaProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # How long torch waits for the worker that has already gone.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     save_broken_png(tmp_path / "broken.png")
     row = {**build_row(7), "image": "broken.png"}
     rows = open_small(write_rows(tmp_path / "rows.jsonl", [row, build_row(1, 0)]), processor)
@@ -215,6 +218,7 @@ def test_a_bad_row_stops_the_run_also_from_a_worker(
         rows[0]
     with pytest.raises(ValueError, match=pattern):
         list_batches(rows, num_workers=1)
+    gc.collect()
 
 
 def test_rows_that_are_all_bad_are_refused(tmp_path: Path, processor: HyperLlavaProcessor) -> None:

@@ -7,6 +7,7 @@ rather than an exception there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ IMAGE_COLUMNS = ("image", "images")
 BATCH_ROWS = 256
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+_JSON_TYPE = "arrow.json"
 # Stands for an image that a scan has not read.
 UNREAD = RemoteImage(path="unread")
 
@@ -87,7 +89,7 @@ class HubStore:
             The rows, numbered within the part.
         """
         data = self._data.shard(num_parts, part) if num_parts > 1 else self._data
-        for number, row in self._list_rows(data, _read_images):
+        for number, row in self._list_rows(data, _read_table):
             yield StoredRow(number, self._finish(row))
 
     def read(self, place: int) -> StoredRow:
@@ -99,7 +101,7 @@ class HubStore:
         Returns:
             The row.
         """
-        row = _read_images(self._data[place : place + 1])[0]
+        row = _read_table(self._data[place : place + 1])[0]
         return StoredRow(place + 1, self._finish(row))
 
     def _list_rows(self, data: Any, read: Any) -> Iterator[tuple[int, Any]]:
@@ -128,8 +130,25 @@ def _mark_remote(image: Any) -> Any:
     return RemoteImage(image) if is_reference else image
 
 
-def _read_images(table: Any) -> list[dict[str, Any]]:
-    return table.to_pylist()
+def _read_table(table: Any) -> list[dict[str, Any]]:
+    """Read the rows of a table; `datasets` stores contents of mixed kinds as JSON text."""
+    rows = table.to_pylist()
+    for field in table.schema:
+        if _JSON_TYPE in str(field.type):
+            for row in rows:
+                row[field.name] = _parse_json(row[field.name], field.type)
+    return rows
+
+
+def _parse_json(value: Any, kind: Any) -> Any:
+    """Parse the JSON text within a value, found by the value's Arrow type."""
+    if value is None or _JSON_TYPE not in str(kind):
+        return value
+    if isinstance(value, list):
+        return [_parse_json(item, kind.value_type) for item in value]
+    if isinstance(value, dict):
+        return {name: _parse_json(item, kind.field(name).type) for name, item in value.items()}
+    return json.loads(value)
 
 
 def _count_images(table: Any) -> list[dict[str, Any]]:
@@ -149,7 +168,7 @@ def _count_images(table: Any) -> list[dict[str, Any]]:
             continue
         else:
             images[name] = [int(there) for there in compute.is_valid(column).to_pylist()]
-    rows = table.drop_columns(list(images)).to_pylist()
+    rows = _read_table(table.drop_columns(list(images)))
     for name, counts in images.items():
         for row, count in zip(rows, counts, strict=True):
             row[name] = [UNREAD] * (count or 0)
@@ -199,13 +218,13 @@ def load_data(source: DataSource, streaming: bool) -> Any:
         options |= {"name": source.name, "revision": source.revision}
     try:
         return datasets.load_dataset(path, **options)
-    except datasets.exceptions.DatasetsError as error:
+    except (datasets.exceptions.DatasetsError, ValueError) as error:
         if isinstance(error, OSError):
             raise
         cause = error.__cause__ or error
         raise ValueError(
-            f"{source.path} cannot be read by datasets ({str(cause)[:300]}); expected files of one "
-            "kind whose rows have the same columns"
+            f"{source.path} cannot be read by datasets ({str(cause)[:300]}); expected a split that "
+            "is there, and files of one kind whose rows have the same columns"
         ) from error
 
 
