@@ -146,7 +146,7 @@ def test_record_tells_what_was_done(tiny_checkpoint, rows, tmp_path):
     assert record["num_tokens"] > 100
     assert len(record["data_fingerprint"]) == 64
     assert record["versions"]["torch"] == torch.__version__
-    assert [group["group"] for group in record["groups"]][0] == "vision_tower"
+    assert record["groups"][0]["group"] == "vision_tower"
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,33 @@ def test_all_rows_are_seen_once_an_epoch_in_an_order_of_the_seed(
     without = {2, 6}  # row numbers begin with 1
     pairs = [set(orders[3][i : i + 2]) for i in range(0, 16, 2)]
     assert all(pair == without or not pair & without for pair in pairs)
+
+
+def test_steps_without_images_move_the_projector_as_zero_gradients_do(
+    tiny_checkpoint, rows, tmp_path
+):
+    """As with several ranks, which encode a blank image: AdamW goes on with its averages."""
+    settings = build_tiny_settings(tiny_checkpoint, rows, global_batch_size=2, num_epochs=1.0)
+    runs.train(settings, tmp_path)
+    state = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    model = load_for_training(settings)
+    num_trained = sum(parameter.requires_grad for parameter in model.parameters())
+    assert {int(values["step"]) for values in state["state"].values()} == {4}
+    assert len(state["state"]) == num_trained
+
+
+def test_rows_without_images_teach_stage_1_nothing(tiny_checkpoint, tmp_path):
+    rows = write_rows(tmp_path / "text", (0, 0))
+    settings = build_step_settings(
+        tiny_checkpoint,
+        rows,
+        stage="align",
+        language_model="frozen",
+        template="vicuna_v1",
+        global_batch_size=2,
+        device_batch_size=2,
+    )
+    weights, report = train_weights(settings, tmp_path / "run")
+    assert report.num_steps == 1
+    for name, value in load_file(tiny_checkpoint / "model.safetensors").items():
+        assert torch.equal(weights[name], value), name

@@ -50,7 +50,10 @@ class StepWatch(TrainerCallback):
             **kwargs: Not read.
         """
         self.trainer.raise_if_not_finite()
-        if not self.will_log(args, state) or self.trainer.is_deepspeed_enabled:
+        if self.trainer.is_deepspeed_enabled:
+            return  # it has made the update already
+        self.trainer.fill_missing_gradients()
+        if not self.will_log(args, state):
             return
         if self.groups is None:
             # FSDP2 has put other parameters in place since the model was given.

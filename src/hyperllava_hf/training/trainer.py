@@ -239,6 +239,8 @@ class HyperLlavaTrainer(Trainer):
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         self._losses.append(loss.detach())
+        if not loss.requires_grad:  # rows without images, and nothing trained but the projector
+            loss += 0 * next(p for p in model.parameters() if p.requires_grad).sum()
         if self.is_deepspeed_enabled:
             # Its engine updates the weights within the backward pass.
             self.raise_if_not_finite()
@@ -278,6 +280,16 @@ class HyperLlavaTrainer(Trainer):
             f"numbers are in {folder}. Look at those rows, or lower learning_rate, then go on "
             "from the last checkpoint with --resume"
         )
+
+    def fill_missing_gradients(self) -> None:
+        """Give what a step has not used a gradient of zero, as it has where ranks share the step.
+
+        A step of rows without images leaves the projector out in one process, while several encode
+        a blank image to stay in step; AdamW moves on zeros, but not on None.
+        """
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     # Log
 

@@ -36,6 +36,9 @@ def get_precision_arguments(settings: TrainingSettings) -> dict[str, Any]:
         Arguments by name.
     """
     precision = get_mixed_precision(settings)
+    # 4.57 sets this variable for 16 bits and never takes it back, so that a later run in the same
+    # process would be in 16 bits too.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     arguments: dict[str, Any] = {"bf16": precision == "bf16", "fp16": precision == "fp16"}
     if settings.tf32 and torch.cuda.is_available() and is_torch_tf32_available():
         arguments["tf32"] = True
