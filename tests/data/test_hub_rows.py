@@ -190,14 +190,17 @@ def test_paths_of_a_dataset_are_held_against_the_image_folder(
 ) -> None:
     turns = say("<image>\nWhat?", "x")
     names = ["0.png", "../secret.png", "gone.png"]
-    data = datasets.Dataset.from_list([{"image": n, "conversations": turns} for n in names])
-    path = save(data, "file", tmp_path / "set")
     shutil.copy(pictures / "0.png", pictures.parent / "secret.png")
-    report = check_data(DataSource(path, image_folder=str(pictures)))
-    assert [(row.number, row.kind) for row in report.bad_rows] == [
-        (2, "image_path"),
-        (3, "missing_image"),
-    ]
+    for column, values in (("image", names), ("images", [[name] for name in names])):
+        data = datasets.Dataset.from_list([{column: v, "conversations": turns} for v in values])
+        path = save(data, "file", tmp_path / column)
+        report = check_data(DataSource(path, image_folder=str(pictures)))
+        assert [(row.number, row.kind) for row in report.bad_rows] == [
+            (2, "image_path"),
+            (3, "missing_image"),
+        ]
+        rows = open_small(path, processor, on_bad_row="skip", image_folder=str(pictures))
+        assert (len(rows), rows.num_bad_rows) == (1, 2)
 
 
 def test_a_picture_that_a_dataset_refers_to_is_opened_where_it_lies(

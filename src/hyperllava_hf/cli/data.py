@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyperllava_hf.cli.options import JsonOption, RevisionOption
+from hyperllava_hf.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from hyperllava_hf.data.data_check import DataReport
@@ -56,7 +56,7 @@ def check(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="LLaVA .json or .jsonl (.gz too), a folder or file of the datasets library, or a "
             "dataset's Hub id.",
         ),
@@ -78,8 +78,10 @@ def check(
     images: Annotated[bool, typer.Option(help="Whether to open the images.")] = True,
     workers: Annotated[int, typer.Option(min=0, help="Processes that check rows.")] = 0,
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
-    name: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
-    revision: RevisionOption = None,
+    name: Annotated[str | None, typer.Option(help="Configuration of a dataset on the Hub.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a dataset on the Hub.")
+    ] = None,
     format_: Annotated[
         Format | None,
         typer.Option("--format", help="Form of the rows.", show_default="told from each row"),

@@ -151,7 +151,7 @@ def check_data(
     report = DataReport(source.path)
     try:
         store = open_store(source)
-        for _ in store.scan():
+        for _ in tqdm(store.scan(), "finding rows", unit=" rows", disable=not progress):
             pass
         checks = _RowChecks(store, encoder, template, opens_images)
         _collect(checks, report, num_workers, progress)
@@ -165,7 +165,7 @@ def _collect(checks: _RowChecks, report: DataReport, num_workers: int, progress:
     tokens = array("q")
     seen: set[str] = set()
     loader = DataLoader(checks, batch_size=CHUNK_ROWS, num_workers=num_workers, collate_fn=list)
-    with tqdm(total=len(checks), unit=" rows", disable=not progress) as bar:
+    with tqdm(None, "checking", len(checks), unit=" rows", disable=not progress) as bar:
         for findings in loader:
             for finding in findings:
                 _count(finding, report, seen, tokens)

@@ -162,10 +162,11 @@ def _count_images(table: Any) -> list[dict[str, Any]]:
             continue
         column = table.column(name)
         is_list = types.is_list(column.type) or types.is_large_list(column.type)
+        kind = column.type.value_type if is_list else column.type
+        if types.is_string(kind) or types.is_large_string(kind):
+            continue  # paths, which are text
         if is_list:
             images[name] = compute.list_value_length(column).to_pylist()
-        elif types.is_string(column.type) or types.is_large_string(column.type):
-            continue
         else:
             images[name] = [int(there) for there in compute.is_valid(column).to_pylist()]
     rows = _read_table(table.drop_columns(list(images)))

@@ -69,7 +69,8 @@ class RowEncoder:
         processor.get_chat_template(template)
         self.processor = processor
         self.template = template
-        self.max_length = max_length or get_length_limit(processor.tokenizer)
+        own_limit = get_length_limit(processor.tokenizer)
+        self.max_length = own_limit if max_length is None else max_length
         if self.max_length is not None and self.max_length <= processor.image_seq_length:
             raise ValueError(
                 f"found max_length {self.max_length}, expected more than the "
