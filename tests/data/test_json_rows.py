@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,24 @@ def test_a_file_that_changes_while_it_is_in_use_is_noticed(tmp_path: Path) -> No
     path.write_text(" " + path.read_text())
     with pytest.raises(ValueError, match=r"row 4.*the file changed while it was in use"):
         file.read(3)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
+    row = json.dumps({"id": 1, "text": "word " * 2000})
+    between, around = ("\n", "{}") if name.endswith("l") else (",\n", "[{}]")
+    path = tmp_path / name
+    path.write_text(around.format(between.join([row] * 4000)))
+    file = JsonRowFile(str(path))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in file.scan()) == 4000
+        assert file.read(3999) == json.loads(row)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 40e6
+    assert peak < 20e6
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
