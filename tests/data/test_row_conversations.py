@@ -251,7 +251,7 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "a blank answer": (speak(HUMAN, {"from": "gpt", "value": " \n"}), "empty_answer", "turn 1"),
     "no question": (speak({"from": "human", "value": " "}, GPT), "empty_question", "turn 0 is"),
     "mark without image": (change(image=None), "image_count", "found 1 <image> .* and 0 images"),
-    "image without mark": (speak(HUMAN, GPT, image="a"), "image_count", "0 <image> .* 1 images"),
+    "image without mark": (speak(HUMAN, GPT, image="a"), "image_count", "0 <image> .* 1 image,"),
     "two marks": (change(conversations=say("<image><image>?", "x")), "image_count", "found 2"),
     "mark in an answer": (speak(HUMAN, {"from": "gpt", "value": "an <image>"}), "image_in_answer",
                           "turn 1 is the assistant's and holds 1 image marks"),
@@ -278,6 +278,20 @@ def test_a_bad_row_says_what_was_found_and_what_was_expected(case: str) -> None:
         parse_conversation(row)
     assert caught.value.kind == kind
     assert kind in FAULTS
+
+
+def test_another_image_token_stands_in_for_llavas_mark() -> None:
+    processor = build_small_processor("metaspace", image_token="<picture>")
+    row = encode(processor, {"conversations": say("<image>\nWhy?", "So."), "image": "a"})
+    assert row.input_ids.count(processor.image_token_id) == 4
+    text = processor.tokenizer.decode(row.input_ids)
+    assert "<picture>\nWhy?" in text
+    assert "<image>" not in text
+    with pytest.raises(
+        RowFault, match="the processor refuses the row.*2 <picture> marks"
+    ) as caught:
+        encode(processor, {"conversations": say("<image> <picture>", "So."), "image": "a"})
+    assert caught.value.kind == "refused"
 
 
 def test_plain_refuses_what_is_no_image_and_its_caption() -> None:

@@ -115,7 +115,7 @@ def check(
         if not as_json:
             print_report(report)
     if as_json:
-        print(json.dumps([describe_report(report) for report in reports], indent=2))
+        print(json.dumps([describe_report(report) for report in reports], indent=2, default=str))
     raise_if_bad(reports)
 
 

@@ -258,8 +258,8 @@ def _order_images(turns: list[_Turn], images: list[Any], is_marked: bool) -> lis
         return images
     if len(numbers) != len(images):
         raise RowFault(
-            f"found {len(numbers)} {IMAGE_MARK} in the user's turns and {len(images)} images, "
-            "expected one an image",
+            f"found {len(numbers)} {IMAGE_MARK} in the user's turns and {len(images)} "
+            f"image{'s' * (len(images) != 1)}, expected one an image",
             "image_count",
         )
     if all(number is None for number in numbers):
