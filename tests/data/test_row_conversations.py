@@ -288,7 +288,7 @@ def test_another_image_token_stands_in_for_llavas_mark() -> None:
     assert "<picture>\nWhy?" in text
     assert "<image>" not in text
     with pytest.raises(
-        RowFault, match="the processor refuses the row.*2 <picture> marks"
+        RowFault, match=r"the processor refuses the row.*2 <picture> marks"
     ) as caught:
         encode(processor, {"conversations": say("<image> <picture>", "So."), "image": "a"})
     assert caught.value.kind == "refused"
