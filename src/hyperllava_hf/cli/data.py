@@ -39,6 +39,16 @@ class Format(StrEnum):
     MESSAGES = "messages"
 
 
+NameOption = Annotated[str | None, typer.Option(help="Configuration of a dataset on the Hub.")]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a dataset on the Hub.")
+]
+FormatOption = Annotated[
+    Format | None,
+    typer.Option("--format", help="Form of the rows.", show_default="told from each row"),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     group = typer.Typer(help="Check training data before a GPU is rented.", epilog=EXAMPLES)
@@ -78,14 +88,9 @@ def check(
     images: Annotated[bool, typer.Option(help="Whether to open the images.")] = True,
     workers: Annotated[int, typer.Option(min=0, help="Processes that check rows.")] = 0,
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
-    name: Annotated[str | None, typer.Option(help="Configuration of a dataset on the Hub.")] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a dataset on the Hub.")
-    ] = None,
-    format_: Annotated[
-        Format | None,
-        typer.Option("--format", help="Form of the rows.", show_default="told from each row"),
-    ] = None,
+    name: NameOption = None,
+    revision: RevisionOption = None,
+    format_: FormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Report every row that cannot be trained on, with its number; exit code 2 if there is one."""
