@@ -37,6 +37,19 @@ def test_a_path_that_stays_in_the_folder_is_read(path: str, pictures: Path) -> N
     assert load_row_images([path], source)[0].mode == "RGB"
 
 
+@pytest.mark.parametrize("folder", [".", "./", "deep/..", "../here", "deep"])
+def test_a_folder_may_be_named_in_any_way(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    build_red().save(Path(folder) / "0.png")
+    build_red().save("../secret.png")
+    source = DataSource("rows.json", image_folder=folder)
+    assert load_row_images(["0.png"], source)
+    assert refuse("../../secret.png", source, "leads out of") == "image_path"
+
+
 OUTSIDE = ["../secret.png", "deep/../../secret.png", "..", "../pictures-2/0.png", "/etc/hostname"]
 
 
@@ -95,6 +108,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     source = DataSource("rows.json", image_folder=str(tmp_path))
     assert refuse("pipe.png", source, "is no file") == "missing_image"
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2**40)
+    source = DataSource("rows.json", image_folder=str(tmp_path))
+    assert refuse("large.png", source, "has 1,099,511,627,776 bytes") == "broken_image"
 
 
 def test_links_in_the_folder_are_followed(tmp_path: Path, pictures: Path) -> None:

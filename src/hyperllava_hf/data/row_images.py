@@ -19,6 +19,9 @@ from ..processing.image_loading_hyperllava import load_rgb_image
 from .data_source import DataSource
 from .row_faults import RowFault
 
+# A file is read whole before it is decoded.
+MAX_FILE_BYTES = 1 << 30
+
 
 def resolve_image_path(path: str, source: DataSource) -> str:
     """Find the file that a row's image path means.
@@ -31,7 +34,7 @@ def resolve_image_path(path: str, source: DataSource) -> str:
         The path of a regular file.
 
     Raises:
-        RowFault: If the path leads out of the image folder or no file is there.
+        RowFault: If the path leads out of the image folder, or no file of an image's size is there.
     """
     base = source.base_folder
     if os.path.isabs(path):
@@ -43,15 +46,15 @@ def resolve_image_path(path: str, source: DataSource) -> str:
             )
         joined = path
     else:
-        joined = os.path.normpath(os.path.join(base, path))
-        folder = os.path.normpath(base)
+        folder = os.path.abspath(base)
+        joined = os.path.normpath(os.path.join(folder, path))
         if joined != folder and not joined.startswith(os.path.join(folder, "")):
             raise RowFault(
                 f"the image path {_show(path)} leads out of {base}, expected a file in it",
                 "image_path",
             )
     try:
-        mode = os.stat(joined).st_mode
+        found = os.stat(joined)
     except (OSError, ValueError) as error:
         # ValueError: a path with a NUL in it.
         reason = getattr(error, "strerror", None) or error
@@ -59,10 +62,16 @@ def resolve_image_path(path: str, source: DataSource) -> str:
             f"there is no image {_show(path)} in {base} ({reason}), expected an image file",
             "missing_image",
         ) from None
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise RowFault(
             f"the image path {_show(path)} in {base} is no file, expected an image file",
             "missing_image",
+        )
+    if found.st_size > MAX_FILE_BYTES:
+        raise RowFault(
+            f"the image {_show(path)} in {base} has {found.st_size:,} bytes, expected at most "
+            f"{MAX_FILE_BYTES:,}",
+            "broken_image",
         )
     return joined
 
