@@ -26,7 +26,12 @@ from transformers.models.llama.modeling_llama import (
 
 from .attention_hyperllava import AttentionChoice
 from .carrier_hyperllava import carry, drop_carried, get_carried, raise_if_rows_differ
-from .compat_hyperllava import build_causal_mask, cache_position_kwargs, record_outputs
+from .compat_hyperllava import (
+    NEEDS_CACHE_POSITION,
+    build_causal_mask,
+    cache_position_kwargs,
+    record_outputs,
+)
 from .experts_hyperllava import Expert, HyperNetwork, HyperNetworkHead, apply_expert
 from .guidance_hyperllava import normalize_guidance, pool_guidance, raise_if_packed
 
@@ -53,6 +58,8 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
         hyperllava_config: `HyperLlavaConfig`, which places and sizes the experts.
         layer_idx: Index of the block, from 0.
     """
+
+    apply_expert = staticmethod(apply_expert)
 
     def __init__(self, config: Any, hyperllava_config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -107,19 +114,20 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
         hidden_states = self.post_attention_layernorm(residual)
         update = self.mlp(hidden_states)
         if use_expert:
-            update = update + self._expert_update(hidden_states, expert_inputs, past_key_values)
+            weights = self._get_expert_weights(hidden_states, expert_inputs, past_key_values)
+            update = self.apply_expert(hidden_states, *weights, update=update)
         return residual + update
 
-    def _expert_update(
+    def _get_expert_weights(
         self, hidden_states: torch.Tensor, expert_inputs: tuple[torch.Tensor, ...], cache: Any
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, ...]:
         carried = get_carried(cache)
         if carried is not None and self.layer_idx in carried:
-            return apply_expert(hidden_states, *carried[self.layer_idx])
+            return carried[self.layer_idx]
         weights = self.language_expert(hidden_states.dtype, *expert_inputs)
         if weights[0].ndim == 3 and len(weights) == 2:  # one expert a sample: W_d is (B, 2R, D)
             carry(cache, self.layer_idx, weights)
-        return apply_expert(hidden_states, *weights)
+        return weights
 
 
 class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
@@ -209,13 +217,14 @@ class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if cache_position is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            cache_position = (
-                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
-            )
-        if position_ids is None:
-            position_ids = cache_position.unsqueeze(0)
+        if position_ids is None or NEEDS_CACHE_POSITION:
+            if cache_position is None:
+                seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+                cache_position = (
+                    torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+                )
+            if position_ids is None:
+                position_ids = cache_position.unsqueeze(0)
         causal_mask = build_causal_mask(
             self.config,
             inputs_embeds,
@@ -257,8 +266,9 @@ class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
             if n == self.guidance_layer and is_new and self.experts_enabled:
                 expert_inputs = self._build_expert_inputs(hidden_states, guidance_mask)
             if n in self.expert_blocks and self.experts_enabled:
-                # Blocks on another device: moved there once, not by each block for itself.
-                expert_inputs = tuple(t.to(hidden_states.device) for t in expert_inputs)
+                if expert_inputs and expert_inputs[0].device != hidden_states.device:
+                    # Blocks on another device: moved there once, not by each block for itself.
+                    expert_inputs = tuple(t.to(hidden_states.device) for t in expert_inputs)
                 hidden_states = layer(
                     hidden_states, *expert_inputs, use_expert=True, **block_kwargs
                 )
@@ -277,4 +287,9 @@ class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
             guidance = normalize_guidance(hidden_states)  # (B, L, D)
             if guidance_mask is not None:
                 guidance = pool_guidance(guidance, guidance_mask, self.guidance_pooling)  # (B, D)
-        return guidance, *self.language_expert()
+        shared = self.language_expert()
+        if self.guides_whole_samples and torch.is_grad_enabled():
+            # Every block makes its weights from W2 in fp32: one copy for autograd to keep, not one
+            # a block.
+            shared = tuple(tensor.float() for tensor in shared)
+        return guidance, *(tensor.to(guidance.device) for tensor in shared)

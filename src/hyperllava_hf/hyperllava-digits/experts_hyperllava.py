@@ -15,6 +15,7 @@ Unusual: all weights are bare parameters, so that no quantiser swaps them, and e
 parameters is used through `forward`, so that offloading and sharding hooks see every use. W_d and
 W_u of one guidance a sample are materialised; those of one guidance a position never are: K is
 affine in e, so W_d(e) x = sum_k e_k (W2_k x) + (B2 + b) x, two dense products and a contraction.
+A module calls `apply_expert` as an attribute of its own, where another implementation may stand.
 
 Dimensions: B samples, L positions, M code (`expert_input_dim`), R bottleneck (`expert_hidden_dim`).
 """
@@ -34,6 +35,33 @@ def _init_normal(parameter: nn.Parameter, std: float = 1.0) -> None:
 def _init_zeros(parameter: nn.Parameter) -> None:
     if not getattr(parameter, "_is_hf_initialized", False):
         nn.init.zeros_(parameter)
+
+
+# Numbers of W2 that are in fp32 at a time while a prompt's weights are made.
+PIECE = 2**22
+
+
+def _generate(
+    code: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, own_bias: torch.Tensor
+) -> torch.Tensor:
+    # Eq. 4 for one slice of K, in fp32: code (B, M) or (M,), weight (M, R, D) -> (B, R, D).
+    rows = weight.shape[1]
+    if weight.dtype != torch.float32 and not torch.is_grad_enabled():
+        # An fp32 copy of the whole of W2 would be the largest tensor of a prefill.
+        rows = max(1, PIECE // (weight.shape[0] * weight.shape[2]))
+    pieces = [
+        torch.tensordot(code, piece.float(), dims=1)
+        for piece in (weight.split(rows, 1) if rows < weight.shape[1] else (weight,))
+    ]
+    made = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -2)
+    return made + (bias.float() + own_bias.float())
+
+
+def _add_biases(bias: torch.Tensor, own_bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # A sum in `dtype` is made in fp32 and rounded once: the same bits with three launches less.
+    if bias.dtype == own_bias.dtype == dtype:
+        return bias + own_bias
+    return (bias.float() + own_bias.float()).to(dtype)
 
 
 class HyperNetworkHead(nn.Module):
@@ -94,9 +122,10 @@ class HyperNetwork(nn.Module):
             head: Index of the shape.
 
         Returns:
-            tuple[torch.Tensor, ...]: W1 (M, M), B1 (M,), then `HyperNetworkHead.forward`'s four.
+            tuple[torch.Tensor, ...]: W1 (M, M) and B1 (M,) in fp32, as every expert reads them,
+                then `HyperNetworkHead.forward`'s four.
         """
-        return self.hidden_weight, self.hidden_bias, *self.heads[head]()
+        return self.hidden_weight.float(), self.hidden_bias.float(), *self.heads[head]()
 
     def init_weights(self) -> None:
         """Fan-in initialisation of W1; B1 zero."""
@@ -163,14 +192,16 @@ class Expert(nn.Module):
             else:
                 code = self.latent.float()
             code = nn.functional.linear(code, hidden_weight.float(), hidden_bias.float())
-            bias_down = bias_down.float() + self.bias_down.float()
-            bias_up = bias_up.float() + self.bias_up.float()
             if code.ndim == 3:
-                return tuple(
-                    t.to(dtype) for t in (code, weight_down, bias_down, weight_up, bias_up)
+                return (
+                    code.to(dtype),
+                    weight_down.to(dtype),
+                    _add_biases(bias_down, self.bias_down, dtype),
+                    weight_up.to(dtype),
+                    _add_biases(bias_up, self.bias_up, dtype),
                 )
-            down = torch.tensordot(code, weight_down.float(), dims=1) + bias_down  # (B, 2R, D_in)
-            up = torch.tensordot(code, weight_up.float(), dims=1) + bias_up  # (B, R, D_out)
+            down = _generate(code, weight_down, bias_down, self.bias_down)  # (B, 2R, D_in)
+            up = _generate(code, weight_up, bias_up, self.bias_up)  # (B, R, D_out)
         return down.to(dtype), up.to(dtype)
 
     def init_weights(self) -> None:
@@ -201,21 +232,41 @@ def swiglu(gate_value: torch.Tensor) -> torch.Tensor:
     return nn.functional.silu(gate) * value
 
 
-def apply_expert(hidden_states: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+def apply_expert(
+    hidden_states: torch.Tensor, *weights: torch.Tensor, update: Any = None
+) -> torch.Tensor:
     """Apply generated weights: E_M(x) = W_u SwiGLU(W_d x) (Eq. 5).
 
     Args:
         hidden_states: x (B, L, D_in).
         *weights: What `Expert.forward` returned.
+        update: What the expert is added to (B, L, D_out); None for the expert alone.
 
     Returns:
         torch.Tensor: The update (B, L, D_out).
     """
-    weights = tuple(weight.to(hidden_states.device) for weight in weights)
-    if len(weights) == 2:
+    device = hidden_states.device
+    if any(weight.device != device for weight in weights):
+        weights = tuple(weight.to(device) for weight in weights)
+    if len(weights) == 5:
+        result = _apply_factors(hidden_states, *weights)
+    else:
         down, up = weights
-        return swiglu(hidden_states @ down.mT) @ up
-    code, weight_down, bias_down, weight_up, bias_up = weights
+        if down.ndim == 2:
+            result = swiglu(nn.functional.linear(hidden_states, down)) @ up
+        else:
+            result = torch.bmm(swiglu(torch.bmm(hidden_states, down.mT)), up)
+    return result if update is None else update + result
+
+
+def _apply_factors(
+    hidden_states: torch.Tensor,
+    code: torch.Tensor,
+    weight_down: torch.Tensor,
+    bias_down: torch.Tensor,
+    weight_up: torch.Tensor,
+    bias_up: torch.Tensor,
+) -> torch.Tensor:
     code_dim, width, input_dim = weight_down.shape
     products = nn.functional.linear(hidden_states, weight_down.view(code_dim * width, input_dim))
     products = products.unflatten(-1, (code_dim, width))  # (B, L, M, 2R)

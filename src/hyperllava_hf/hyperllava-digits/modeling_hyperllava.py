@@ -88,6 +88,8 @@ def count_images(input_ids: torch.Tensor | None, image_token_id: int, num_images
 class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat, AttentionChoice):
     """What the model with and without head share."""
 
+    # What applies the experts: `hyperllava_hf.kernels.set_expert_impl` changes it, by instance.
+    expert_impl = "eager"
     config_class = HyperLlavaConfig
     _no_split_modules = [
         "HyperLlavaDecoderLayer",
@@ -256,13 +258,13 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         if inputs is None:
             return None  # LLaVA says what is missing
         batch_size, length = inputs.shape[:2]
-        attended = find_attended(attention_mask, batch_size, length, inputs.device)
         attn_implementation = self.config.text_config._attn_implementation
-        known = attended if attended is not None else guidance_mask
         if continues_cache(past_key_values, length):
             raise_if_packed(attn_implementation, None, None, kwargs)
             self.check_continuation(past_key_values, guidance_mask)
             return None
+        attended = find_attended(attention_mask, batch_size, length, inputs.device)
+        known = attended if attended is not None else guidance_mask
         if guidance_mask is not None:
             raise_if_shapes_differ(guidance_mask, (batch_size, length))
         raise_if_packed(attn_implementation, position_ids, known, kwargs)

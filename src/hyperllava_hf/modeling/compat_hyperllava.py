@@ -14,7 +14,8 @@ from transformers.utils import generic
 _EMBEDS = next(
     name for name in inspect.signature(create_causal_mask).parameters if name.endswith("_embeds")
 )
-_MASK_TAKES_CACHE_POSITION = "cache_position" in inspect.signature(create_causal_mask).parameters
+# 4.57's mask and attention ask for it; elsewhere positions say the same.
+NEEDS_CACHE_POSITION = "cache_position" in inspect.signature(create_causal_mask).parameters
 
 
 def record_outputs(forward: Any) -> Any:
@@ -39,7 +40,7 @@ def build_causal_mask(
     config: Any,
     inputs_embeds: torch.Tensor,
     attention_mask: Any,
-    cache_position: torch.Tensor,
+    cache_position: torch.Tensor | None,
     past_key_values: Any,
     position_ids: torch.Tensor,
 ) -> Any:
@@ -66,16 +67,16 @@ def build_causal_mask(
     return create_causal_mask(**kwargs, **cache_position_kwargs(cache_position))
 
 
-def cache_position_kwargs(cache_position: torch.Tensor) -> dict[str, torch.Tensor]:
+def cache_position_kwargs(cache_position: torch.Tensor | None) -> dict[str, Any]:
     """Return the keyword by which 4.57's attention finds its place in a static cache.
 
     Args:
-        cache_position: Positions of the inputs in the cache (L,).
+        cache_position: Positions of the inputs in the cache (L,); None where nothing needs it.
 
     Returns:
-        dict[str, torch.Tensor]: The keyword, or nothing where caches count for themselves.
+        dict[str, Any]: The keyword, or nothing where caches count for themselves.
     """
-    return {"cache_position": cache_position} if _MASK_TAKES_CACHE_POSITION else {}
+    return {"cache_position": cache_position} if NEEDS_CACHE_POSITION else {}
 
 
 class NestedVisionTower(nn.Module):

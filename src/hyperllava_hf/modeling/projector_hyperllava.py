@@ -28,6 +28,8 @@ class VisualExpert(nn.Module):
         config: `HyperLlavaConfig`.
     """
 
+    apply_expert = staticmethod(apply_expert)
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         features_dim, text_dim = config.num_vision_features, config.text_config.hidden_size
@@ -61,7 +63,7 @@ class VisualExpert(nn.Module):
         """
         shared = () if self.hypernetwork is None else self.hypernetwork(self.heads[site])
         weights = getattr(self, site)(hidden_states.dtype, guidance, *shared)
-        return apply_expert(hidden_states, *weights)
+        return self.apply_expert(hidden_states, *weights)
 
 
 class HyperLlavaMultiModalProjector(LlavaMultiModalProjector):
