@@ -76,7 +76,7 @@ def test_arms_of_a_seed_start_from_the_same_values_and_another_seed_from_others(
 ) -> None:
     states = {
         name: build_model(ARMS[name], folder).state_dict()
-        for name in ("llava", "guided", "prompt_mean", "blocks_all", "no_visual")
+        for name in ("llava", "guided", "prompt_mean", "blocks_all")
     }
     guided = states["guided"]
     for name, state in states.items():

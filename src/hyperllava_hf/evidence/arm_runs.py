@@ -56,6 +56,8 @@ def name_alignment(arm: Arm, seed: int) -> str:
     visual = {name: fields.get(name, "first") for name in VISUAL_FIELDS}
     if visual["visual_expert"] == "none":
         visual = {"visual_expert": "none"}
+    elif arm.expert_rate != 1.0:
+        visual["expert_rate"] = arm.expert_rate
     key = json.dumps([visual, arm.width, arm.dense_images, seed], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return f"{visual['visual_expert']}-{arm.width}-{seed}-{digest}"
@@ -122,6 +124,7 @@ class RunFactory:
             settings,
             self.processor,
             arm.dense_images,
+            arm.expert_rate,
             self.device,
         )
 
@@ -169,6 +172,7 @@ class RunFactory:
         weights = get_trained_weights(model)
         path = self.folder / "runs" / f"{arm.name}-{seed}.safetensors"
         write_atomically(path, lambda p: save_file(weights, p))
+        model.to(self.device)
         correct = mark_exact_answers(model, self.validation, self.processor, arm.dense_images)
         return {
             "arm": arm.name,

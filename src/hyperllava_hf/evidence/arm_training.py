@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,29 @@ class SceneNumbers(Dataset):
 
 
 class OrderedTrainer(Trainer):
-    """A Trainer that keeps its dataset's order."""
+    """A Trainer that keeps its dataset's order, and may train experts at a rate of their own.
+
+    Args:
+        expert_rate: The experts' learning rate, as a multiple of all others'.
+        **kwargs: As in `Trainer`.
+    """
+
+    def __init__(self, expert_rate: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.expert_rate = expert_rate
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the optimiser; experts get a parameter group of their own if their rate differs."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.expert_rate == 1.0:
+            return optimizer
+        experts = {id(p) for name, p in self.model.named_parameters() if "_expert." in name}
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if id(p) in experts]
+            group["params"] = [p for p in group["params"] if id(p) not in experts]
+            rate = group["lr"] * self.expert_rate
+            optimizer.add_param_group({**group, "params": own, "lr": rate})
+        return optimizer
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
         return SequentialSampler(self.train_dataset)
@@ -105,6 +128,7 @@ def train_stage(
     settings: RunSettings,
     processor: Any,
     dense_images: bool = False,
+    expert_rate: float = 1.0,
     device: str = "cpu",
 ) -> list[float]:
     """Train a stage in place.
@@ -116,7 +140,8 @@ def train_stage(
         settings: The stage's settings, with the run's seed.
         processor: The processor.
         dense_images: Whether rows have 7B's ratio of image to text positions.
-        device: "cpu" or "cuda".
+        expert_rate: The experts' learning rate, as a multiple of all others'.
+        device: "cpu" or "cuda"; the model is back on the CPU afterwards.
 
     Returns:
         The training losses, each a mean over a few steps.
@@ -130,8 +155,11 @@ def train_stage(
     )
     with tempfile.TemporaryDirectory() as scratch:
         arguments = build_training_arguments(settings, Path(scratch))
+        if device != "cpu":
+            arguments = replace(arguments, use_cpu=False)
         arguments.disable_tqdm = True
         trainer = OrderedTrainer(
+            expert_rate=expert_rate,
             model=model,
             args=arguments,
             train_dataset=SceneNumbers(order),

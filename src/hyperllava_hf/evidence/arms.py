@@ -22,6 +22,8 @@ NO_EXPERTS = {"visual_expert": "none", "language_expert_layers": "none"}
 # The bundled checkpoint's sizes.
 SIZES = {"expert_input_dim": 32, "expert_hidden_dim": 8}
 DEFAULT_EXPERTS = {**SIZES, "expert_source": "guided"}
+# Learning rate of generated experts beside that of everything else: chosen on the latent arm.
+EXPERT_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Arm:
         experts: Expert fields of `HyperLlavaConfig` that differ from `DEFAULT_EXPERTS`.
         regime: "full" or "efficient".
         lora_rank: Rank of LoRA on the LLM's linear layers; 0 for none.
+        expert_rate: The experts' learning rate, as a multiple of all others'.
         width: Width of the decoder.
         dense_images: Whether rows have 7B's ratio of image to text positions.
         seeds: Its seeds.
@@ -44,6 +47,7 @@ class Arm:
     experts: Mapping[str, Any] = field(default_factory=dict)
     regime: str = "full"
     lora_rank: int = 0
+    expert_rate: float = 1.0
     width: int = WIDTH
     dense_images: bool = False
     seeds: tuple[int, ...] = SEEDS
@@ -55,10 +59,11 @@ class Arm:
 
 
 GROUPS = {
+    "common_rate": "Which experts, all parameters at one learning rate",
     "ablation": "Which experts (Table 1)",
     "controls": "Static and latent controls, whole model trained (Table 5)",
-    "efficient": "Controls with a frozen LLM (Table 6)",
     "scope": "Scope and pooling of the language guidance",
+    "efficient": "Controls with a frozen LLM (Table 6)",
     "placement": "Place of the visual expert, blocks, guidance block (Tables 2, 3, Fig. 3)",
     "sizes": "m and r (Fig. 4)",
     "width": "Width of the decoder",
@@ -99,40 +104,35 @@ def _static(width: int = WIDTH, is_equal: bool = True) -> dict[str, Any]:
     return {"expert_source": "static", "expert_hidden_dim": rank}
 
 
+def _own_rate(name: str, group: str, experts: Mapping[str, Any], **fields: Any) -> Arm:
+    """An arm whose experts learn at their own rate."""
+    return Arm(name, group, experts, expert_rate=EXPERT_RATE, **fields)
+
+
 def list_arms() -> list[Arm]:
     """List all arms, in the order in which they run.
 
     Returns:
         The arms.
     """
+    no_visual, no_language = {"visual_expert": "none"}, {"language_expert_layers": "none"}
     return [
-        Arm("llava", "ablation", NO_EXPERTS),
-        Arm("no_visual", "ablation", {"visual_expert": "none"}),
-        Arm("no_language", "ablation", {"language_expert_layers": "none"}),
-        Arm("guided", "ablation"),
-        Arm("static_equal_r", "controls", _static(is_equal=False)),
+        Arm("llava", "common_rate", NO_EXPERTS),
+        Arm("common_rate_no_visual", "common_rate", no_visual),
+        Arm("common_rate_no_language", "common_rate", no_language),
+        Arm("common_rate_guided", "common_rate"),
+        _own_rate("guided", "ablation", {}),
+        _own_rate("no_language", "ablation", no_language),
+        _own_rate("no_visual", "ablation", no_visual),
+        _own_rate("latent", "controls", {"expert_source": "latent"}),
         Arm("static_equal_parameters", "controls", _static()),
-        Arm("latent", "controls", {"expert_source": "latent"}),
-        *_list_efficient_arms(),
+        _own_rate("static_equal_parameters_slow", "controls", _static()),
+        Arm("static_equal_r", "controls", _static(is_equal=False)),
+        _own_rate("static_equal_r_slow", "controls", _static(is_equal=False)),
         *_list_scope_arms(),
+        *_list_efficient_arms(),
         *_list_variant_arms(),
         *_list_width_arms(),
-    ]
-
-
-def _list_efficient_arms() -> list[Arm]:
-    def build(name: str, experts: Mapping[str, Any], lora_rank: int = 0) -> Arm:
-        return Arm(f"efficient_{name}", "efficient", experts, "efficient", lora_rank)
-
-    return [
-        build("projector", NO_EXPERTS),
-        build("guided", {}),
-        build("guided_prompt", {"language_guidance_scope": "prompt"}),
-        build("static_equal_r", _static(is_equal=False)),
-        build("static_equal_parameters", _static()),
-        build("lora_equal_r", NO_EXPERTS, SIZES["expert_hidden_dim"]),
-        build("lora_equal_parameters", NO_EXPERTS, find_lora_rank(WIDTH)),
-        build("latent", {"expert_source": "latent"}),
     ]
 
 
@@ -140,11 +140,31 @@ def _list_scope_arms() -> list[Arm]:
     def prompt(pooling: str) -> dict[str, Any]:
         return {"language_guidance_scope": "prompt", "language_guidance_pooling": pooling}
 
-    poolings = ("mean", "text", "last")
+    dense = {"dense_images": True, "seeds": FEW_SEEDS}
     return [
-        *(Arm(f"prompt_{pooling}", "scope", prompt(pooling)) for pooling in poolings),
-        Arm("dense_token", "scope", dense_images=True, seeds=FEW_SEEDS),
-        Arm("dense_prompt", "scope", prompt("mean"), dense_images=True, seeds=FEW_SEEDS),
+        *(_own_rate(f"prompt_{name}", "scope", prompt(name)) for name in ("mean", "text", "last")),
+        _own_rate("dense_token", "scope", {}, **dense),
+        _own_rate("dense_prompt", "scope", prompt("mean"), **dense),
+    ]
+
+
+def _list_efficient_arms() -> list[Arm]:
+    def build(
+        name: str, experts: Mapping[str, Any], lora_rank: int = 0, expert_rate: float = 1.0
+    ) -> Arm:
+        name = f"efficient_{name}"
+        return Arm(name, "efficient", experts, "efficient", lora_rank, expert_rate)
+
+    prompt = {"language_guidance_scope": "prompt"}
+    return [
+        build("projector", NO_EXPERTS),
+        build("guided", {}, expert_rate=EXPERT_RATE),
+        build("static_equal_parameters", _static()),
+        build("lora_equal_parameters", NO_EXPERTS, find_lora_rank(WIDTH)),
+        build("guided_prompt", prompt, expert_rate=EXPERT_RATE),
+        build("lora_equal_r", NO_EXPERTS, SIZES["expert_hidden_dim"]),
+        build("static_equal_r", _static(is_equal=False)),
+        build("latent", {"expert_source": "latent"}, expert_rate=EXPERT_RATE),
     ]
 
 
@@ -163,20 +183,21 @@ def _list_variant_arms() -> list[Arm]:
         "r_2": {"expert_hidden_dim": 2},
         "r_16": {"expert_hidden_dim": 16},
     }
+    few = {"seeds": FEW_SEEDS}
     return [
-        *(Arm(name, "placement", fields, seeds=FEW_SEEDS) for name, fields in placements.items()),
-        *(Arm(name, "sizes", fields, seeds=FEW_SEEDS) for name, fields in sizes.items()),
+        *(_own_rate(name, "placement", fields, **few) for name, fields in placements.items()),
+        *(_own_rate(name, "sizes", fields, **few) for name, fields in sizes.items()),
     ]
 
 
 def _list_width_arms() -> list[Arm]:
     arms = []
     for width in WIDTHS:
-        if width == WIDTH:
-            continue
-        kinds = {"llava": NO_EXPERTS, "guided": {}, "static": _static(width)}
-        arms += [
-            Arm(f"width_{width}_{kind}", "width", fields, width=width, seeds=FEW_SEEDS)
-            for kind, fields in kinds.items()
-        ]
+        if width != WIDTH:
+            shared = {"width": width, "seeds": FEW_SEEDS}
+            arms += [
+                Arm(f"width_{width}_llava", "width", NO_EXPERTS, **shared),
+                _own_rate(f"width_{width}_guided", "width", {}, **shared),
+                Arm(f"width_{width}_static", "width", _static(width), **shared),
+            ]
     return arms

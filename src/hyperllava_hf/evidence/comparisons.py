@@ -30,24 +30,35 @@ def list_pairs() -> list[Pair]:
         The pairs, by group.
     """
     against = {
-        "ablation": ("guided", ("llava", "no_visual", "no_language")),
-        "controls": ("guided", ("static_equal_r", "static_equal_parameters", "latent")),
-        "efficient": (
-            "efficient_guided",
-            (
+        "common_rate": {
+            "common_rate_guided": ("llava", "common_rate_no_visual", "common_rate_no_language"),
+        },
+        "ablation": {"guided": ("llava", "no_visual", "no_language", "common_rate_guided")},
+        "controls": {
+            "guided": (
+                "static_equal_parameters",
+                "static_equal_parameters_slow",
+                "static_equal_r",
+                "static_equal_r_slow",
+                "latent",
+            )
+        },
+        "efficient": {
+            "efficient_guided": (
                 "efficient_projector",
-                "efficient_static_equal_r",
                 "efficient_static_equal_parameters",
-                "efficient_lora_equal_r",
+                "efficient_static_equal_r",
                 "efficient_lora_equal_parameters",
+                "efficient_lora_equal_r",
                 "efficient_latent",
                 "efficient_guided_prompt",
-            ),
-        ),
+            )
+        },
     }
     pairs = [
         Pair(group, first, second)
-        for group, (first, seconds) in against.items()
+        for group, comparisons in against.items()
+        for first, seconds in comparisons.items()
         for second in seconds
     ]
     pairs += [Pair("scope", f"prompt_{pooling}", "guided") for pooling in ("mean", "text", "last")]
