@@ -155,6 +155,36 @@ def test_factors_of_a_position_equal_its_weights_made_in_full(output_dim):
             torch.testing.assert_close(factored[b, t], alone[0, 0], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_position_compiled_is_as_exact_as_eager_code(dtype):
+    torch._dynamo.reset()
+    update, x = torch.randn(2, 3, 1, 48).to(dtype)
+    weights = torch.randn(3, 10, 48).to(dtype), torch.randn(3, 5, 48).to(dtype)
+    compiled = torch.compile(apply_expert, backend="eager", fullgraph=True)
+    exact = apply_expert(x.double(), *(w.double() for w in weights), update=update.double())
+    eager = apply_expert(x, *weights, update=update)
+    found = compiled(x, *weights, update=update)
+    assert found.dtype == dtype
+    error, bound = ((t.double() - exact).norm() / exact.norm() for t in (found, eager))
+    assert error <= 2 * bound + 32 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_made_in_pieces_are_those_made_at_once(dtype, monkeypatch):
+    expert, hypernetwork = make_expert(width=32, code_dim=7, hidden_dim=5)
+    for parameter in (*expert.parameters(), *hypernetwork.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    expert, hypernetwork = expert.to(dtype), hypernetwork.to(dtype)
+    guidance = torch.randn(3, 32)
+    with torch.no_grad():
+        whole = expert(dtype, guidance, *hypernetwork())
+        monkeypatch.setattr("hyperllava_hf.modeling.experts_hyperllava.PIECE", 3 * 7 * 32)
+        pieces = expert(dtype, guidance, *hypernetwork())
+    for piece, expected in zip(pieces, whole, strict=True):
+        assert piece.is_contiguous()
+        torch.testing.assert_close(piece, expected, atol=0, rtol=torch.finfo(dtype).eps)
+
+
 def test_weights_of_a_position_are_never_made_in_full():
     expert, hypernetwork = make_expert()
     weights = expert(torch.float32, torch.randn(2, 7, 16), *hypernetwork())

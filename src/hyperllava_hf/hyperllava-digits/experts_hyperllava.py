@@ -254,9 +254,21 @@ def apply_expert(
         down, up = weights
         if down.ndim == 2:
             result = swiglu(nn.functional.linear(hidden_states, down)) @ up
+        elif hidden_states.shape[1] == 1 and torch.compiler.is_compiling():
+            result = _apply_to_one_position(hidden_states, down, up)
         else:
             result = torch.bmm(swiglu(torch.bmm(hidden_states, down.mT)), up)
     return result if update is None else update + result
+
+
+def _apply_to_one_position(
+    hidden_states: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> torch.Tensor:
+    # The compiler calls a library for each product of matrices, but writes sums itself, together
+    # with what stands around them. fp32 costs nothing there: nothing of it reaches memory.
+    gate_value = (hidden_states.float() * down.float()).sum(-1)  # (B, 2R)
+    bottleneck = swiglu(gate_value).unsqueeze(-1)  # (B, R, 1)
+    return (bottleneck * up.float()).sum(-2, keepdim=True).to(hidden_states.dtype)  # (B, 1, D_out)
 
 
 def _apply_factors(
