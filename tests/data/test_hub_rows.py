@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,21 @@ def test_a_picture_that_a_dataset_refers_to_is_opened_where_it_lies(
     (folder / "1.png").unlink()
     found = [rows[i] for i in range(3)]
     assert [(row.number, row.num_skipped) for row in found] == [(1, 0), (3, 1), (3, 0)]
+
+
+def test_pictures_within_an_archive_are_streamed_out_of_it(
+    expected: Rows, pictures: Path, tmp_path: Path, processor: HyperLlavaProcessor
+) -> None:
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
+        lines = []
+        for i in range(4):
+            archive.write(pictures / f"{i}.png", f"{i}.png")
+            turns = say(f"<image>\n{QUESTIONS[i]}", ANSWERS[i])
+            lines.append(json.dumps({"file_name": f"{i}.png", "conversations": turns}))
+        archive.writestr("metadata.jsonl", "\n".join(lines))
+    rows = open_small(str(tmp_path / "set"), processor, streaming=True)
+    assert list_rows(rows) == list_rows(expected)[:4]
 
 
 def test_contents_of_mixed_kinds_are_read_as_they_were_written(
