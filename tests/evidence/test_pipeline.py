@@ -16,7 +16,18 @@ from hyperllava_hf.evidence.result_table import read_table
 def list_command(work: Path, *more: str) -> list[str]:
     return [
         *("--smoke", "--jobs", "1", "--work", str(work / "work"), "--output", str(work / "docs")),
-        *("--arms", "llava", "guided", "--seeds", "1", "2", "--groups", "ablation", *more),
+        *(
+            "--arms",
+            "llava",
+            "guided",
+            "--seeds",
+            "1",
+            "2",
+            "--groups",
+            "common_rate",
+            "ablation",
+            *more,
+        ),
     ]
 
 
@@ -37,10 +48,10 @@ def test_an_interrupted_evidence_goes_on_where_it_stopped_and_reports(
     with pytest.raises(KeyboardInterrupt):
         main(list_command(tmp_path))
     finished = {path: path.read_text() for path in runs.glob("*.json")}
-    assert sorted(path.name for path in finished) == ["guided-1.json", "llava-1.json"]
+    assert sorted(path.name for path in finished) == ["llava-1.json", "llava-2.json"]
 
     main(list_command(tmp_path))
-    assert calls[3:] == [("llava", 2), ("guided", 2)]
+    assert calls[2:] == [("guided", 1), ("guided", 1), ("guided", 2)]
     assert all(path.read_text() == text for path, text in finished.items())
     assert not list((tmp_path / "work").rglob("*.partial"))
 
