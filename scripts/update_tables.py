@@ -204,7 +204,7 @@ TREE_TOP = {
     "Makefile": "every command of the project",
     "README.md": "this page",
     "benchmarks/": "measurements, with their results",
-    "docs/": "how to convert, load, serve and push",
+    "docs/": "guides, evidence, performance, with their results",
     "constraints/": "what CI installs, on either transformers line",
     "examples/": "pictures of test digits, and the demo",
     "noxfile.py": "both lines' tests, and the quality checks",
@@ -217,6 +217,7 @@ TREE_DATA = {
     "src/hyperllava_hf/evaluation/digit_questions_test.jsonl.gz": "the fixed test questions",
     "src/hyperllava_hf/hyperllava-digits/": "the bundled checkpoint",
     "src/hyperllava_hf/hub/LICENSE": "the licence that `push` adds to a folder without one",
+    "src/hyperllava_hf/recipes/": "what `hyperllava train` runs with, each file its differences",
 }
 
 

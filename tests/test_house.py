@@ -87,10 +87,11 @@ def test_readme_tree_names_every_file() -> None:
 
     def is_covered(path: Path) -> bool:
         # A folder's line stands for all that lies below it, except below src, where every file has
-        # a line of its own; the copied code and the weights in the checkpoint's folder need none.
+        # a line of its own; what lies in folders of data (the checkpoint, recipes) needs none.
         folders = {f"{folder.as_posix()}/" for folder in path.parents}
+        is_data = bool({DIGITS.name, "recipes"} & set(path.parts))
         return path.as_posix() in tree or (
-            bool(folders & tree) and (path.parts[0] != "src" or DIGITS.name in path.parts)
+            bool(folders & tree) and (path.parts[0] != "src" or is_data)
         )
 
     exempt = {"__init__.py", "py.typed"}
@@ -99,7 +100,7 @@ def test_readme_tree_names_every_file() -> None:
 
 def test_extras_exist() -> None:
     extras = read_metadata()["options.extras_require"]
-    assert set(extras) == {"4bit", "convert", "flash", "plot", "train", "zero", "dev"}
+    assert set(extras) == {"4bit", "convert", "flash", "plot", "train", "triton", "zero", "dev"}
 
 
 def test_both_transformers_lines_are_pinned() -> None:
@@ -173,7 +174,8 @@ def test_every_command_of_make_help_is_a_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     offered = re.findall(r'echo "make (\w+) ', makefile)
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    assert {"demo", "test", "setup", "style", "quality", "checkpoint", "clean"} == set(offered)
+    documented = {"bench", "demo", "evidence", "test", "setup", "style", "quality", "checkpoint"}
+    assert documented | {"clean"} == set(offered)
     assert set(offered) <= targets
 
 
