@@ -1,5 +1,6 @@
 """Two ranks on gloo take the step that one process takes, also where one rank has no image."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -30,10 +31,9 @@ def find_seed():
     raise AssertionError("no seed does")
 
 
-def run_ranks(folder, settings, output, **environment):
+def run_ranks(folder, jobs, environment=None):
     """Run `train_job` on both ranks; returns what they printed."""
-    job = {"settings": settings.to_dict(), "output": str(output)}
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    (folder / "job.json").write_text(json.dumps({"runs": jobs}), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +44,7 @@ def run_ranks(folder, settings, output, **environment):
         "LOCAL_WORLD_SIZE": str(NUM_RANKS),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        **environment,
+        **(environment or {}),
     }
     command = [sys.executable, "-m", "tests.training.train_job", str(folder / "job.json")]
     children = [
@@ -74,7 +74,6 @@ def settings(tiny_checkpoint, tmp_path_factory):
     return build_tiny_settings(
         tiny_checkpoint,
         rows,
-        optimizer="sgd",
         group_by_modality_length=False,
         device_batch_size=1,
         num_epochs=1.0,
@@ -98,17 +97,53 @@ def assert_same_moves(folder, expected, start):
         assert (found[name] - value).norm() <= allowed, name
 
 
-def test_two_ranks_equal_one_process(settings, alone, tiny_checkpoint, tmp_path):
-    run_ranks(tmp_path, settings, tmp_path / "run")
-    report, weights = alone
-    assert_same_moves(tmp_path / "run", weights, load_file(tiny_checkpoint / "model.safetensors"))
-    record = json.loads((tmp_path / "run" / "training.json").read_text())
+@pytest.fixture(scope="module")
+def start(tiny_checkpoint):
+    return load_file(tiny_checkpoint / "model.safetensors")
+
+
+def build_jobs(settings, output, sharding, interrupted):
+    """A run, or one that is interrupted after its first step and goes on."""
+    sharded = dataclasses.replace(settings, sharding=sharding, save_steps=1)
+    job = {"settings": sharded.to_dict(), "output": str(output)}
+    return [{**job, "stop_at": 1}, {**job, "resume": True}] if interrupted else [job]
+
+
+def read_record(output, report):
+    """Check a run's losses against one process; returns its record."""
+    record = json.loads((output / "training.json").read_text())
+    found = dict(record["losses"])
+    assert found == pytest.approx(dict(report.losses), abs=2e-4)
     assert record["num_devices"] == NUM_RANKS
     assert record["batch"]["num_accumulated"] == 2
-    for (step, loss), (other_step, other_loss) in zip(record["losses"], report.losses, strict=True):
-        assert step == other_step
-        assert loss == pytest.approx(other_loss, abs=2e-4)
-    own = json.loads((tmp_path / "run" / "checkpoint-2" / "run.json").read_text())
-    assert own["num_tokens"] > 0
-    files = {path.name for path in (tmp_path / "run" / "checkpoint-2").iterdir()}
-    assert {"rng_state_0.pth", "rng_state_1.pth", "run.json"} <= files
+    return record
+
+
+def test_ddp_and_fsdp2_equal_one_process(settings, alone, start, tmp_path):
+    """FSDP2 through accelerate; it is interrupted after its first step and goes on."""
+    plain, sharded = tmp_path / "plain", tmp_path / "sharded"
+    jobs = build_jobs(settings, plain, "none", interrupted=False)
+    printed = run_ranks(tmp_path, jobs + build_jobs(settings, sharded, "fsdp2", interrupted=True))
+    report, weights = alone
+    assert_same_moves(plain, weights, start)
+    read_record(plain, report)
+    files = {path.name for path in (plain / "checkpoint-2").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "run.json", "optimizer.pt"} <= files
+    # Messages come from the first rank alone.
+    assert "trained (" in printed[0]
+    assert "trained (" not in printed[1]
+
+    assert_same_moves(sharded, weights, start)
+    assert read_record(sharded, report)["resumed_from"] == "checkpoint-1"
+    files = {path.name for path in (sharded / "checkpoint-2").iterdir()}
+    assert {"pytorch_model_fsdp.bin", "optimizer.bin", "run.json"} <= files
+
+
+def test_zero3_equals_one_process(settings, alone, start, tmp_path):
+    """DeepSpeed on the CPU, interrupted after its first step."""
+    environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    jobs = build_jobs(settings, tmp_path / "run", "zero3", interrupted=True)
+    run_ranks(tmp_path, jobs, environment)
+    report, weights = alone
+    assert_same_moves(tmp_path / "run", weights, start)
+    assert read_record(tmp_path / "run", report)["resumed_from"] == "checkpoint-1"

@@ -27,9 +27,10 @@ def rows(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows"))
 
 
-def run_child(folder, settings, output, **options):
+def run_child(folder, settings, output, kill, resume=False):
     """Run `train_job` and wait for it."""
-    job = {"settings": settings.to_dict(), "output": str(output), **options}
+    run = {"settings": settings.to_dict(), "output": str(output), "resume": resume}
+    job = {"runs": [run], "kill": kill}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
     command = [sys.executable, "-m", "tests.training.train_job", str(folder / "job.json")]

@@ -33,7 +33,7 @@ def collect_trained(trainer: Any) -> dict[str, torch.Tensor]:
     if trainer.settings.sharding == "none":
         weights = trainer.get_trained_weights()
     else:
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state = trainer.gather_state()
         weights = {name: value for name, value in state.items() if name in names}
         if trainer.is_world_process_zero() and weights.keys() != names:
             raise RuntimeError(f"gathered {len(weights)} of {len(names)} trained weights")
@@ -63,7 +63,7 @@ def put_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
 
 
 def load_whole(settings: TrainingSettings) -> Any:
-    """Load the base on the CPU, unquantised.
+    """Load the base on the CPU, unquantised and in one piece.
 
     Args:
         settings: The run's settings.

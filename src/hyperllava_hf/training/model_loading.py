@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..checkpoints import get_bundled_checkpoint, resolve_checkpoint
 from ..modeling import HyperLlavaConfig, HyperLlavaForConditionalGeneration
@@ -124,6 +125,8 @@ def load_base(settings: TrainingSettings, four_bit: bool = False, device: Any = 
         keywords["quantization_config"] = four_bit_config(dtype)
         if device is not None and torch.device(device).type != "cpu":
             keywords["device_map"] = {"": device}
+    # Left set by an earlier run, it has ZeRO-3 share out the weights of every model that is loaded.
+    unset_hf_deepspeed_config()
     set_seed(settings.seed)
     return HyperLlavaForConditionalGeneration.from_pretrained(
         locate_model(settings), revision=settings.revision, dtype=dtype, **keywords

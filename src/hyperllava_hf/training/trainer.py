@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -344,6 +345,29 @@ class HyperLlavaTrainer(Trainer):
                 remove_old(self.output, self.settings.save_total_limit)
             self.accelerator.wait_for_everyone()
         self._last_log = time.perf_counter()
+
+    def gather_state(self) -> dict[str, torch.Tensor]:
+        """Gather all weights of a sharded model on the CPU of the first rank; all ranks call it.
+
+        Returns:
+            Weights by name; on other ranks perhaps none.
+        """
+        if not self.is_fsdp_enabled:
+            return self.accelerator.get_state_dict(self.model_wrapped) or {}
+        # accelerate's own way gives the ranks' shards on some backends.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, torch.Tensor] = get_model_state_dict(self.model, options=options)
+        return state
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights; FSDP2's are saved with the optimiser's, in accelerate's format.
+
+        Args:
+            output_dir: Where; the run's folder when None.
+            _internal_call: As of `Trainer.save_model`.
+        """
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
 
     def get_trained_weights(self) -> dict[str, torch.Tensor]:
         """Return the trained weights by name, on one process."""
