@@ -7,7 +7,7 @@ SETUP_FILES := setup.cfg pyproject.toml noxfile.py scripts/setup_environments.py
 # pip runs once at a time in .venv.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-versions test-vllm setup style quality checkpoint evidence clean python
+.PHONY: bench help demo test test-versions test-vllm setup style quality checkpoint evidence clean python
 
 help:
 	@echo "make demo        ask the bundled checkpoint about the pictures in examples/"
@@ -19,6 +19,7 @@ help:
 	@echo "make quality     style, spelling, types and docstrings, without the tests"
 	@echo "make checkpoint  train the bundled checkpoint anew (an hour to an hour and a half on two cores)"
 	@echo "make evidence    train guided experts and their controls alike, and report (hours on two cores)"
+	@echo "make bench       every cost beside LLaVA's, in the same run (about 15 minutes on two quiet cores)"
 	@echo "make clean       remove environments, caches and builds"
 
 demo: .nox/ready-5
@@ -40,6 +41,16 @@ style: .nox/ready-5
 
 quality: .nox/ready-5
 	@$(NOX) --session quality
+
+# Beside transformers' LLaVA: on a GPU at 7B's shapes, else at a CPU's size in about 20 minutes.
+# BENCH="--device cuda" is passed on; nothing else should run on the machine.
+BENCH_WORK ?= /tmp
+bench: .nox/ready-5
+	@set -e; for name in decode prefill memory; do $(NEWEST) benchmarks/bench_$$name.py $(BENCH); done
+	@$(NEWEST) benchmarks/bench_load.py --work $(BENCH_WORK) $(BENCH)
+	@$(NEWEST) benchmarks/bench_processor.py
+	@$(NEWEST) benchmarks/profile_decode.py
+	@$(NEWEST) benchmarks/report.py
 
 checkpoint: .nox/ready-5
 	@$(NEWEST) -m hyperllava_hf.training.digits_checkpoint

@@ -28,10 +28,10 @@ from transformers import DynamicCache, StaticCache
 CPU_POINTS = [
     *(("step", "sdpa", batch, 64) for batch in (1, 4, 8)),
     ("step", "sdpa", 1, 512),
+    ("step", "eager", 1, 64),
     ("generate", "sdpa", 1, 64),
     ("compiled step", "sdpa", 1, 64),
     ("compiled step", "sdpa", 8, 64),
-    ("step", "eager", 1, 64),
 ]
 GPU_POINTS = [
     *(
@@ -188,7 +188,7 @@ def main():
             }
             rows.append(row)
             report(row)
-    write_rows("bench_decode", rows, options.output)
+        write_rows("bench_decode", rows, options.output)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def main():
             }
             rows.append(row)
             report(row)
-    write_rows("bench_kernel", rows, options.output)
+        write_rows("bench_kernel", rows, options.output)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main():
                 }
                 rows.append(row)
                 report(row)
-    write_rows("bench_memory", rows, options.output)
+        write_rows("bench_memory", rows, options.output)
 
 
 if __name__ == "__main__":

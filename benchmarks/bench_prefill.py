@@ -101,7 +101,7 @@ def main():
             }
             rows.append(row)
             report(row)
-    write_rows("bench_prefill", rows, options.output)
+        write_rows("bench_prefill", rows, options.output)
 
 
 if __name__ == "__main__":

@@ -146,20 +146,29 @@ def describe_run(device: str) -> dict[str, str]:
     }
 
 
+# What a row is about; a new row replaces the old one about the same.
+ABOUT = ("device", "size", "question", "variant", "attention", "compiled", "dtype", "batch")
+ABOUT += ("positions",)
+
+
+def _get_subject(row: dict[str, str]) -> tuple[str | None, ...]:
+    return tuple(row.get(key) for key in ABOUT)
+
+
 def write_rows(name: str, rows: list[dict[str, str]], folder: Path = RESULTS) -> None:
-    """Write one question's rows; rows of other devices or sizes, from earlier runs, stay.
+    """Write one question's rows; rows about something else, from earlier runs, stay.
 
     Args:
         name: The question, "bench_..." without a suffix.
-        rows: Rows of one device and size.
+        rows: Rows with the same keys.
         folder: Where the CSV stands.
     """
     path = folder / f"{name}.csv"
     kept = []
     if path.exists():
-        own = {(row["device"], row["size"]) for row in rows}
+        own = {_get_subject(row) for row in rows}
         with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if (row["device"], row["size"]) not in own]
+            kept = [row for row in csv.DictReader(file) if _get_subject(row) not in own]
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), restval="", lineterminator="\n")

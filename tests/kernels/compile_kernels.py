@@ -1,37 +1,42 @@
-"""Compiles every kernel to a binary for compute capability 9.0; prints one name a kernel."""
+"""Compiles every kernel to a binary for compute capability 9.0; prints one name a kernel.
 
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+Says first whether the switch alone had loaded a kernel.
+"""
 
-from hyperllava_hf.kernels import expert_products
+import sys
+
+import hyperllava_hf.kernels as switch
 
 BLOCKS = {"BLOCK_L": 64, "BLOCK_J": 32, "BLOCK_D": 64}
 
 
 def build(kernel, pointers, constants):
     """Compile one kernel; arguments that are neither pointers nor constants are int32."""
-    signature = {
-        name: "constexpr" if name in constants else f"*{pointers.get(name)}"
-        for name in kernel.arg_names
-    }
-    signature |= {
-        name: "i32" for name in kernel.arg_names if name not in pointers and name not in constants
-    }
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    def describe(name):
+        if name in constants:
+            return "constexpr"
+        return f"*{pointers[name]}" if name in pointers else "i32"
+
+    signature = {name: describe(name) for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    binary = compile(source, target=GPUTarget("cuda", 90, 32))
-    assert binary.asm["cubin"]
+    assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 
 
 def main():
-    for dtype in ("bf16", "fp16", "fp32"):
-        build(expert_products._rows_kernel, {"x": dtype, "w": dtype, "y": "fp32"}, BLOCKS)
+    print(f"{switch.__name__}.expert_products" in sys.modules)
+    from hyperllava_hf.kernels import expert_products
+
+    for dtype in ("bf16", "fp32"):
+        pointers = {"x": dtype, "w": dtype, "y": "fp32"}
+        build(expert_products._rows_kernel, pointers, BLOCKS)
         print(f"rows-{dtype}")
         for gated, added in ((True, True), (True, False), (False, False)):
-            build(
-                expert_products._columns_kernel,
-                {"a": "fp32", "w": dtype, "t": dtype, "o": dtype},
-                {**BLOCKS, "GATED": gated, "ADDED": added},
-            )
+            pointers = {"a": "fp32", "w": dtype, "t": dtype, "o": dtype}
+            constants = {**BLOCKS, "GATED": gated, "ADDED": added}
+            build(expert_products._columns_kernel, pointers, constants)
             print(f"columns-{dtype}-{gated}-{added}")
         build(expert_products._outer_kernel, {"a": "fp32", "x": dtype, "g": dtype}, BLOCKS)
         print(f"outer-{dtype}")

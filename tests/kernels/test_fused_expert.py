@@ -41,15 +41,11 @@ def test_kernels_on_a_gpu_are_the_eager_code():
     assert run_cases() > 40
 
 
-def test_every_kernel_compiles_for_a_gpu():
+def test_every_kernel_compiles_for_a_gpu(tmp_path):
     """Triton carries its own compiler, down to the binary of a Hopper GPU."""
-    done = run_python(str(Path(__file__).parent / "compile_kernels.py"))
+    script = str(Path(__file__).parent / "compile_kernels.py")
+    done = run_python(script, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    compiled = done.stdout.split()
-    assert len(compiled) == len(set(compiled)) == 16
-
-
-def test_importing_the_switch_imports_no_kernel():
-    code = "import hyperllava_hf.kernels, sys; print('hyperllava_hf.kernels.expert_products' in "
-    done = run_python("-c", code + "sys.modules)")
-    assert done.stdout.split() == ["False"], done.stderr
+    had_loaded_a_kernel, *compiled = done.stdout.split()
+    assert had_loaded_a_kernel == "False"
+    assert len(compiled) == len(set(compiled)) == 11
