@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 from hyperllava_hf.training import runs
 from hyperllava_hf.training.settings import TrainingSettings
@@ -62,6 +62,7 @@ def let_accelerate_shard_on_cpus():
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if is_new and fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
 
     AcceleratorState.__init__ = initialize

@@ -104,7 +104,7 @@ def run_stage(stage: str, context: typer.Context, config: str, overrides: list[s
         "model": options["model"],
         "data": options["data"],
         "image_folder": options["image_folder"],
-        "merge": options["merge"] or None,
+        "merge": options.get("merge"),
     }
     changes = {name: value for name, value in given.items() if value}
     settings = build_settings(config, overrides or [], stage_wanted=stage, **changes)
@@ -127,7 +127,6 @@ def align(
     image_folder: ImagesOption = None,
     output: OutputOption = None,
     resume: ResumeOption = False,
-    merge: Annotated[bool, typer.Option("--merge", hidden=True)] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
