@@ -37,7 +37,11 @@ def measure_cpu_peak(run):
 def measure_peak(run, device):
     """Return the most bytes that a call had allocated at a time, above its start."""
     if not device.startswith("cuda"):
-        return measure_cpu_peak(run)
+        # The profiler now and then loses the beginning of a record, and the peak with it.
+        seen = set()
+        while (peak := measure_cpu_peak(run)) not in seen:
+            seen.add(peak)
+        return peak
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

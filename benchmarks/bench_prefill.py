@@ -77,7 +77,7 @@ def main():
             call = torch.compile(model, dynamic=False) if is_compiled else model
             runs[name] = build_run(question, name, model, call, inputs)
         # As many rounds as make a point about as long as the others.
-        rounds = options.rounds or (60 if is_gpu else max(5, 3000 // (num_prompt * batch)))
+        rounds = options.rounds or (60 if is_gpu else max(9, 3000 // (num_prompt * batch)))
         warmup = 3 if is_gpu else 1
         seconds = interleave(runs, rounds, options.device, warmup, options.clock)
         share = compute_share(models["token"].config, num_prompt)
