@@ -44,6 +44,19 @@ FLOORS = {
     "presence": 95,
     "description": 75,
 }
+# What the README shows of benchmarks/results: label, file, values of the columns that choose.
+_CPU = {"size": "cpu", "attention": "sdpa", "positions": "208"}
+SPEED_ROWS = (
+    ("prefill, batch 1", "bench_prefill", {**_CPU, "question": "prefill", "batch": "1"}),
+    ("a decoded token, batch 1", "bench_decode", {**_CPU, "question": "step", "batch": "1"}),
+    ("a decoded token, batch 8", "bench_decode", {**_CPU, "question": "step", "batch": "8"}),
+    (
+        "a decoded token, compiled, batch 1",
+        "bench_decode",
+        {**_CPU, "question": "compiled step", "batch": "1"},
+    ),
+    ("loading", "bench_load", {"size": "cpu"}),
+)
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -108,6 +121,26 @@ def percent(measured: dict[str, Any], with_interval: bool = True) -> str:
         low, high = (100 * bound for bound in measured["interval"])
         text += f" ({low:.1f}-{high:.1f})"
     return text
+
+
+def render_speed() -> str:
+    """Render the ratios to plain LLaVA's times."""
+    header = ["", '"prompt" / LLaVA', '"token" / LLaVA']
+    rows = []
+    for label, name, wanted in SPEED_ROWS:
+        with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(newline="") as file:
+            found = {
+                row["variant"]: row
+                for row in csv.DictReader(file)
+                if all(row[key] == value for key, value in wanted.items())
+            }
+        cells = [
+            f"{float(row['ratio_median']):.3f} ({float(row['ratio_p20']):.3f}-"
+            f"{float(row['ratio_p80']):.3f})"
+            for row in (found["prompt"], found["token"])
+        ]
+        rows.append([label, *cells])
+    return render_table(header, rows)
 
 
 def render_accuracy() -> str:
@@ -245,6 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "forms": render_forms,
     "parameters": render_parameters,
     "training": render_training,
+    "speed": render_speed,
     "tree": render_tree,
     "versions": render_versions,
     "vllm": render_vllm,
