@@ -356,7 +356,7 @@ class HyperLlavaTrainer(Trainer):
             return self.accelerator.get_state_dict(self.model_wrapped) or {}
         # accelerate's own way gives the ranks' shards on some backends.
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, torch.Tensor] = get_model_state_dict(self.model, options=options)
+        state: dict[str, Any] = get_model_state_dict(self.model, options=options)
         return state
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
