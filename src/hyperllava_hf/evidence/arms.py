@@ -140,7 +140,7 @@ def _list_scope_arms() -> list[Arm]:
     def prompt(pooling: str) -> dict[str, Any]:
         return {"language_guidance_scope": "prompt", "language_guidance_pooling": pooling}
 
-    dense = {"dense_images": True, "seeds": FEW_SEEDS}
+    dense: dict[str, Any] = {"dense_images": True, "seeds": FEW_SEEDS}
     return [
         *(_own_rate(f"prompt_{name}", "scope", prompt(name)) for name in ("mean", "text", "last")),
         _own_rate("dense_token", "scope", {}, **dense),
@@ -183,7 +183,7 @@ def _list_variant_arms() -> list[Arm]:
         "r_2": {"expert_hidden_dim": 2},
         "r_16": {"expert_hidden_dim": 16},
     }
-    few = {"seeds": FEW_SEEDS}
+    few: dict[str, Any] = {"seeds": FEW_SEEDS}
     return [
         *(_own_rate(name, "placement", fields, **few) for name, fields in placements.items()),
         *(_own_rate(name, "sizes", fields, **few) for name, fields in sizes.items()),
@@ -194,7 +194,7 @@ def _list_width_arms() -> list[Arm]:
     arms = []
     for width in WIDTHS:
         if width != WIDTH:
-            shared = {"width": width, "seeds": FEW_SEEDS}
+            shared: dict[str, Any] = {"width": width, "seeds": FEW_SEEDS}
             arms += [
                 Arm(f"width_{width}_llava", "width", NO_EXPERTS, **shared),
                 _own_rate(f"width_{width}_guided", "width", {}, **shared),

@@ -29,7 +29,7 @@ def list_pairs() -> list[Pair]:
     Returns:
         The pairs, by group.
     """
-    against = {
+    against: dict[str, dict[str, tuple[str, ...]]] = {
         "common_rate": {
             "common_rate_guided": ("llava", "common_rate_no_visual", "common_rate_no_language"),
         },

@@ -47,10 +47,11 @@ class EvidenceSettings:
 FULL = EvidenceSettings()
 # A miniature that runs in seconds: it shows that the machinery works and says nothing else.
 SMOKE = EvidenceSettings(
-    decoder=replace(FULL.decoder, num_steps=2),
-    align=replace(FULL.align, num_steps=2, batch_size=4),
-    instruct=replace(FULL.instruct, num_steps=2, batch_size=4),
-    num_scenes=16,
+    decoder=replace(FULL.decoder, num_steps=2, batch_size=2),
+    align=replace(FULL.align, num_steps=2, batch_size=2),
+    instruct=replace(FULL.instruct, num_steps=2, batch_size=2),
+    num_scenes=6,
+    num_turns=2,
     num_validation=2,
     num_test=2,
 )
