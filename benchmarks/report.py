@@ -152,6 +152,22 @@ def render_launches() -> str:
     return render_table(header, lines, rows)
 
 
+def render_train() -> str:
+    """Render a training step of experts alone beside LoRA's and full tuning's."""
+    rows = read_rows("bench_train")
+    header = ["", "batch", "trained, millions", "step, ms", "step / LoRA's", "peak / LoRA's (goal)"]
+    lines = []
+    for row in rows:
+        memory = f"{float(row['memory_ratio']):.3f}"
+        if row["memory_goal"]:
+            is_met = float(row["memory_ratio"]) <= float(row["memory_goal"])
+            memory += f" ({row['memory_goal']}: {'met' if is_met else 'missed'})"
+        name, time = f"{row['size']}, {row['variant']}", f"{float(row['ms_median']):.0f}"
+        millions = f"{float(row['trained_millions']):.1f}"
+        lines.append([name, row["batch"], millions, time, show_ratio(row), memory])
+    return render_table(header, lines, rows)
+
+
 def render_kernel() -> str:
     """Render the fused kernels beside eager and compiled code."""
     rows = read_rows("bench_kernel")
@@ -172,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-memory": render_memory,
     "bench-prefill": render_prefill,
     "bench-processor": render_processor,
+    "bench-train": render_train,
 }
 
 
