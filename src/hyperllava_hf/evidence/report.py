@@ -109,7 +109,9 @@ def build_answers(rows: Rows) -> str:
     lines = []
     for group in GROUPS:
         for pair, found, adjusted in compare_group(rows, group):
-            if not adjusted < SIGNIFICANCE:
+            if found.num_seeds < 2:
+                verdict = "one pair, which tells nothing of chance"
+            elif adjusted >= SIGNIFICANCE:
                 verdict = "no difference found"
             else:
                 verdict = f"`{pair.first if found.mean > 0 else pair.second}` is better"
@@ -157,8 +159,8 @@ def _describe_runs(rows: Rows) -> str:
     if done:
         named = "; ".join(f"torch {t}, transformers {h}, Python {p}" for t, h, p in versions)
         lines[-1] += (
-            f", one core each, {statistics.median(seconds):.0f} seconds a run in the median, waiting "
-            f"for a busy machine included ({dates[0]} to {dates[-1]}; {named}; commits {commits})"
+            f", one core each, {statistics.median(seconds):.0f} seconds a run in the median, time "
+            f"lost to other work included ({dates[0]} to {dates[-1]}; {named}; commits {commits})"
         )
     lines[-1] += "."
     lines.append("Not run: " + (", ".join(missing) if missing else "nothing") + ".\n")
