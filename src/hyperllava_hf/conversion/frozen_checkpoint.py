@@ -24,6 +24,7 @@ from .experts_transfer import attach_experts
 from .gathering import gather
 from .operations import Constant, count_bytes
 from .source_opening import locate, open_part
+from .source_parts import SourceParts
 from .staging import raise_if_inside, raise_if_taken
 
 TEMPLATE = "vicuna_v1"
@@ -93,6 +94,20 @@ def write_frozen_checkpoint(
     batches = _load_batches(loaded, rows, reading, num_rows, batch_size, progress)
     frozen = measure_mean_experts(loaded, batches)
     del loaded
+    return _attach(
+        parts, config, frozen, output, overwrite=overwrite, verify=verify, progress=progress
+    )
+
+
+def _attach(
+    parts: SourceParts,
+    config: HyperLlavaConfig,
+    frozen: dict[str, torch.Tensor],
+    output: str | Path,
+    progress: bool,
+    **options: bool,
+) -> ConversionReport:
+    """Put the frozen experts in the place of the generated ones."""
     base, experts = split_experts(gather(parts).tensors)
     dtype = next(iter(experts.values())).dtype
     total = sum(count_bytes(tensor) for tensor in base.values())
@@ -104,13 +119,7 @@ def write_frozen_checkpoint(
         fields = {**config.to_diff_dict(), "expert_source": FROZEN_SOURCE}
         write_experts_file(file, tensors, fields, identity)
         return attach_experts(
-            parts.folder,
-            file,
-            output,
-            drop_experts=True,
-            overwrite=overwrite,
-            verify=verify,
-            progress=progress,
+            parts.folder, file, output, drop_experts=True, progress=progress, **options
         )
 
 
