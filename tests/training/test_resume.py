@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hyperllava_hf.training import runs
 from hyperllava_hf.training.run_checkpoints import STAGING, list_checkpoints
+from hyperllava_hf.training.runs import REPORT
 from hyperllava_hf.training.trainer import HyperLlavaTrainer
 from tests.training.tiny_runs import build_tiny_settings, write_rows
 
@@ -27,10 +28,10 @@ def rows(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows"))
 
 
-def run_child(folder, settings, output, kill, resume=False):
+def run_child(folder, settings, output, kill=None, resume=False):
     """Run `train_job` and wait for it."""
     run = {"settings": settings.to_dict(), "output": str(output), "resume": resume}
-    job = {"runs": [run], "kill": kill}
+    job = {"runs": [run], **({"kill": kill} if kill else {})}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
     command = [sys.executable, "-m", "tests.training.train_job", str(folder / "job.json")]
@@ -41,9 +42,13 @@ def read_weights(folder):
     return load_file(folder / "model" / "model.safetensors")
 
 
-def assert_same_run(found, expected, first, second):
+def read_report(folder):
+    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+
+
+def assert_same_run(first, second):
     """Weights and logged losses of two runs are the same bits."""
-    assert found.losses == expected.losses
+    assert read_report(first)["losses"] == read_report(second)["losses"]
     weights, others = read_weights(first), read_weights(second)
     assert weights.keys() == others.keys()
     for name, value in weights.items():
@@ -53,8 +58,10 @@ def assert_same_run(found, expected, first, second):
 def test_killed_twice_and_resumed_equals_uninterrupted(tiny_checkpoint, rows, tmp_path):
     settings = build_tiny_settings(tiny_checkpoint, rows)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = runs.train(settings, whole)
-    assert [step for step, _ in expected.losses] == [1, 2, 3, 4, 5, 6]
+    # Each run in a new process: what other tests left in this one cannot tell them apart.
+    child = run_child(tmp_path, settings, whole)
+    assert child.returncode == 0, child.stderr
+    assert [step for step, _ in read_report(whole)["losses"]] == [1, 2, 3, 4, 5, 6]
     start = load_file(tiny_checkpoint / "model.safetensors")
     assert not torch.equal(
         read_weights(whole)["lm_head.weight"], start["lm_head.weight"]
@@ -71,13 +78,14 @@ def test_killed_twice_and_resumed_equals_uninterrupted(tiny_checkpoint, rows, tm
     assert [path.name for path in list_checkpoints(killed)] == ["checkpoint-2"]
     assert (killed / STAGING / "checkpoint-4" / "model.safetensors").is_file()
 
-    said = []
-    found = runs.train(settings, killed, resume=True, say=said.append)
-    assert found.resumed_from == "checkpoint-2"
+    child = run_child(tmp_path, settings, killed, resume=True)
+    assert child.returncode == 0, child.stderr
+    assert read_report(killed)["resumed_from"] == "checkpoint-2"
+    said = child.stdout.splitlines()
     assert any("resuming from" in line and "checkpoint-2" in line for line in said)
     assert any("removed checkpoint-4" in line for line in said)
     assert not (killed / STAGING).exists()
-    assert_same_run(found, expected, killed, whole)
+    assert_same_run(killed, whole)
 
 
 class Interruption(Exception):
@@ -118,14 +126,14 @@ def test_interrupted_equals_uninterrupted(
 ):
     """Second epoch, within it and at its beginning; dropout draws from torch's own state."""
     settings = build_tiny_settings(tiny_checkpoint, rows, **changes)
-    expected = runs.train(settings, tmp_path / "whole")
+    runs.train(settings, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
         with pytest.raises(Interruption):
             runs.train(settings, tmp_path / "stopped")
     torch.manual_seed(12345)
-    found = runs.train(settings, tmp_path / "stopped", resume=True)
-    assert_same_run(found, expected, tmp_path / "stopped", tmp_path / "whole")
+    runs.train(settings, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_run_in_the_way_is_named(tiny_checkpoint, rows, tmp_path):
