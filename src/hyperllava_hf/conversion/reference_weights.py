@@ -13,6 +13,7 @@ Each row of these is a sum of the same rows, so tensors are read a few rows at a
 asked for, and the file is closed after each reading: mapped pages do not pile up.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from ..json_files import load_json
 from .source_parts import SourceParts
 
 EXPERT_NAMES = ("visual_expert.", "language_expert.")
@@ -204,7 +204,7 @@ class ReferenceWeights:
 
     def _index_adapter(self, parts: SourceParts) -> None:
         config = parts.weights[0].parent / "adapter_config.json"
-        self._adapter_config = load_json(config)
+        self._adapter_config = json.loads(config.read_text(encoding="utf-8"))
         for path in parts.weights:
             for stored in list_tensors(path):
                 match = ADAPTER_NAME.fullmatch(stored.name)
