@@ -22,7 +22,31 @@ from torch.utils.data import Sampler
 POOL_MEGABATCHES = 50
 
 
-class ModalityLengthSampler(Sampler[int]):
+class EpochSampler(Sampler[int]):
+    """A sampler whose order depends on seed and epoch alone.
+
+    Args:
+        seed: Of the order.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        self.epoch = epoch
+
+    def build_generator(self) -> torch.Generator:
+        """Build the generator of the epoch's order."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+
+
+class ModalityLengthSampler(EpochSampler):
     """Give every index once, in an order that depends on seed and epoch alone.
 
     Args:
@@ -47,24 +71,15 @@ class ModalityLengthSampler(Sampler[int]):
                 f"found length 0 for row {list(lengths).index(0)}, expected tokens, negative for a "
                 "row without images"
             )
+        super().__init__(seed)
         self.lengths = lengths
         self.megabatch_size = batch_size * world_size
-        self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch.
-
-        Args:
-            epoch: Counted from 0.
-        """
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        generator = self.build_generator()
         full: list[list[int]] = []
         rest: list[int] = []
         with_images = [i for i, length in enumerate(self.lengths) if length > 0]

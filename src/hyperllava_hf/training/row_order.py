@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import IterableDataset
+
+from ..data.modality_sampler import EpochSampler
 
 
-class ShuffledSampler(Sampler[int]):
+class ShuffledSampler(EpochSampler):
     """Give every index once, shuffled anew each epoch.
 
     Args:
@@ -17,24 +19,14 @@ class ShuffledSampler(Sampler[int]):
     """
 
     def __init__(self, num_rows: int, seed: int) -> None:
+        super().__init__(seed)
         self.num_rows = num_rows
-        self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return self.num_rows
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch.
-
-        Args:
-            epoch: Counted from 0.
-        """
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        yield from torch.randperm(self.num_rows, generator=generator).tolist()
+        yield from torch.randperm(self.num_rows, generator=self.build_generator()).tolist()
 
 
 class EndlessRows(IterableDataset):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.staging import sync_folder
+from ..json_files import load_json
 
 STAGING, TRASH = ".writing", ".removing"
 RECORD = "run.json"
@@ -100,8 +101,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Returns:
         The record.
     """
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return record
+    return load_json(folder / RECORD)
 
 
 def put_in_place(output: Path, name: str) -> Path:
