@@ -13,7 +13,8 @@ from hyperllava_hf.evidence.cached_tower import CachedTower, read_features
 from hyperllava_hf.evidence.exact_answers import (
     average_by_family,
     build_conversation,
-    mark_exact_answers,
+    mark_answers,
+    score_answers,
 )
 from hyperllava_hf.evidence.training_rows import IGNORED_LABEL
 from hyperllava_hf.modeling import HyperLlavaForConditionalGeneration
@@ -41,8 +42,8 @@ def test_marked_answers_are_those_that_generate_writes_token_by_token() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         model.lm_head.weight += 0.25 * torch.randn_like(model.lm_head.weight)
-    marked = mark_exact_answers(model, rows, get_processor())
-    generated = []
+    marked, losses = mark_answers(model, rows, get_processor())
+    generated, expected_losses = [], []
     for (ids, labels), features in zip(rows.rows, rows.features, strict=True):
         answer = ids[labels != IGNORED_LABEL]
         prompt = ids[: len(ids) - len(answer)][None]
@@ -54,7 +55,10 @@ def test_marked_answers_are_those_that_generate_writes_token_by_token() -> None:
             max_new_tokens=len(answer),
         )
         generated.append(torch.equal(output[0, prompt.shape[1] :], answer))
+        whole = model(input_ids=ids[None], pixel_values=features[None], labels=labels[None])
+        expected_losses.append(whole.loss.item())
     assert marked.tolist() == generated
+    assert losses == pytest.approx(np.array(expected_losses), rel=1e-4)
     assert 0 < sum(generated) < len(generated)
 
 
@@ -91,11 +95,11 @@ def test_an_answer_is_marked_alike_in_any_batch(name: str, tmp_path: Path) -> No
             together[tuple(batch["input_ids"][i][mask].tolist())] = output.logits[i][mask]
         return output
 
-    mark_exact_answers(model, rows, get_processor(), dense, keep)
+    mark_answers(model, rows, get_processor(), dense, keep)
     many = dict(together)
     single = type(rows)(rows.families[5:6], rows.features[5:6], rows.rows[5:6])
     together.clear()
-    mark_exact_answers(model, single, get_processor(), dense, keep)
+    mark_answers(model, single, get_processor(), dense, keep)
     ((key, logits),) = together.items()
     assert torch.allclose(logits, many[key], atol=1e-4)
 
@@ -105,3 +109,12 @@ def test_overall_is_the_mean_over_families() -> None:
     averages = average_by_family(np.array([True, False, True, True, False, False]), families)
     assert averages["reading"] == 0.5
     assert averages["overall"] == pytest.approx((0.5 + 1 + 1 + 0 + 0) / 5)
+
+
+def test_scores_average_what_is_marked() -> None:
+    model, rows = load_bundled_with_cached_tower(), get_question_rows(NUM_QUESTIONS)
+    correct, losses = mark_answers(model, rows, get_processor())
+    scores = score_answers(model, rows, get_processor())
+    assert scores["overall"] == average_by_family(correct, rows.families)["overall"]
+    # As many questions of each family, so the mean over families is that over questions.
+    assert scores["loss"] == pytest.approx(losses.mean())

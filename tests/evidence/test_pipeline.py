@@ -15,7 +15,7 @@ from hyperllava_hf.evidence.result_table import read_table
 def list_command(folder: Path, *more: str) -> list[str]:
     return [
         *("--smoke", "--jobs", "1", "--work", str(folder / "work"), "--output", str(folder)),
-        *("--groups", "common_rate", "ablation", "--arms", "llava", "guided", *more),
+        *("--groups", "ablation", "rate", "--arms", "llava", "guided", *more),
     ]
 
 
@@ -27,9 +27,10 @@ def test_an_interrupted_evidence_goes_on_where_it_stopped_and_reports(
     calls: list[tuple[str, int]] = []
 
     def interrupt_second(self: Any, arm: Any, seed: int) -> Any:
-        calls.append((arm.name, seed))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        if arm.group != "tuning":
+            calls.append((arm.name, seed))
+            if len(calls) == 2:
+                raise KeyboardInterrupt
         return train(self, arm, seed)
 
     monkeypatch.setattr(pipeline.RunFactory, "run", interrupt_second)
@@ -44,14 +45,19 @@ def test_an_interrupted_evidence_goes_on_where_it_stopped_and_reports(
     assert first.read_text() == record
     assert not list((tmp_path / "work").rglob("*.partial"))
     # A projector with a visual expert is another stage 1.
-    assert len(list((tmp_path / "work" / "stage1").glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "work" / "stage1").glob("*-1-*.safetensors"))) == 2
+    # Tuned on seeds of its own: four rates in stage 1 with two seeds, four in stage 2.
+    tuning = read_table(tmp_path / "results" / "evidence_tuning.csv")
+    assert [row["kind"] for row in tuning] == ["guided"] * 12
+    assert {row["seed"] for row in tuning} == {"98", "99"}
 
     rows = read_table(tmp_path / "results" / "evidence.csv")
     assert [(row["arm"], row["seed"]) for row in rows] == [("llava", "1"), ("guided", "1")]
     assert all(row["test_overall"] and row["commit"] and row["torch"] for row in rows)
     text = (tmp_path / "evidence.md").read_text()
     assert "guided - llava" in text
-    assert "Not run: llava (seed 2, 3, 4, 5), common_rate_no_visual, " in text
+    assert "Not run: llava (seed 2, 3, 4, 5), guided (seed 2, 3, 4, 5), no_visual, " in text
+    assert "| instruct | guided | full | 1: " in text
     for name in ("accuracies", "differences", "effects", "weights_guided"):
         assert (tmp_path / "evidence" / f"{name}.png").stat().st_size < 150_000
         assert f"evidence/{name}.png" in text

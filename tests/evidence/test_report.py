@@ -23,8 +23,11 @@ def test_every_committed_run_is_complete() -> None:
     for row in rows:
         assert tuple(row) == COLUMNS
         assert int(row["seed"]) in arms[row["arm"]].seeds
+        rates = arms[row["arm"]].rates
+        assert (float(row["visual_rate"]), float(row["language_rate"])) == rates
         costs = describe_costs(arms[row["arm"]])
         assert {name: int(row[name]) for name in costs} == costs
         assert 0.0 <= float(row["test_overall"]) <= 1.0
+        assert 0.0 < float(row["test_loss"])
         assert 0.0 < float(row["seconds"])
         assert len(row["commit"]) >= 7

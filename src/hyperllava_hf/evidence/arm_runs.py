@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from .arm_models import add_lora, build_arm_model, get_trained_weights, set_trained
 from .arm_training import train_stage
 from .arms import Arm
-from .exact_answers import QuestionRows, average_by_family, mark_exact_answers
+from .exact_answers import QuestionRows, score_answers
 from .settings import EvidenceSettings
 from .training_rows import TrainingSet
 
@@ -56,8 +56,8 @@ def name_alignment(arm: Arm, seed: int) -> str:
     visual = {name: fields.get(name, "first") for name in VISUAL_FIELDS}
     if visual["visual_expert"] == "none":
         visual = {"visual_expert": "none"}
-    elif arm.expert_rate != 1.0:
-        visual["expert_rate"] = arm.expert_rate
+    elif arm.rates.visual != 1.0:
+        visual["rate"] = arm.rates.visual
     key = json.dumps([visual, arm.width, arm.dense_images, seed], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return f"{visual['visual_expert']}-{arm.width}-{seed}-{digest}"
@@ -117,6 +117,8 @@ class RunFactory:
             The training losses.
         """
         settings = replace(getattr(self.settings, stage), seed=seed)
+        if stage == "instruct":
+            settings = replace(settings, num_steps=settings.num_steps * arm.instruct_factor)
         return train_stage(
             model,
             self.training_set,
@@ -124,7 +126,7 @@ class RunFactory:
             settings,
             self.processor,
             arm.dense_images,
-            arm.expert_rate,
+            arm.rates,
             self.device,
         )
 
@@ -173,11 +175,11 @@ class RunFactory:
         path = self.folder / "runs" / f"{arm.name}-{seed}.safetensors"
         write_atomically(path, lambda p: save_file(weights, p))
         model.to(self.device)
-        correct = mark_exact_answers(model, self.validation, self.processor, arm.dense_images)
+        validation = score_answers(model, self.validation, self.processor, arm.dense_images)
         return {
             "arm": arm.name,
             "seed": seed,
-            "validation": average_by_family(correct, self.validation.families),
+            "validation": validation,
             "align_loss": align_loss,
             "instruct_loss": average_last(log),
             "trained_parameters": num_trained,

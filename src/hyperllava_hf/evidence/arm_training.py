@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
+from ..training.step_norms import find_hypernetwork_names
 from ..training.trainer_runs import RunSettings, build_training_arguments
+from .rates import COMMON_RATES, Rates
 from .training_rows import TrainingSet, count_system_tokens, densify_features, densify_row, pad_rows
 
 GROUPED_BATCHES = 8
@@ -40,29 +43,50 @@ class SceneNumbers(Dataset):
         return self.order[index]
 
 
-class OrderedTrainer(Trainer):
-    """A Trainer that keeps its dataset's order, and may train experts at a rate of their own.
+def find_scaled_names(model: nn.Module, modality: str) -> set[str]:
+    """Find the parameters whose learning rate an arm may scale.
 
     Args:
-        expert_rate: The experts' learning rate, as a multiple of all others'.
+        model: An arm's model.
+        modality: "visual" or "language".
+
+    Returns:
+        Names: of W1, B1, W2 and B2 where the modality's experts are generated, of the experts
+        themselves where they are static; LoRA's count as the language modality's.
+    """
+    own = {name for name, _ in model.named_parameters() if f"{modality}_expert." in name}
+    own = own & find_hypernetwork_names(model) or own
+    if modality == "language":
+        own |= {name for name, _ in model.named_parameters() if "lora_" in name}
+    return own
+
+
+class OrderedTrainer(Trainer):
+    """A Trainer that keeps its dataset's order, and may train what is added at other rates.
+
+    Args:
+        rates: Learning rates of what is added, as multiples of the common one.
         **kwargs: As in `Trainer`.
     """
 
-    def __init__(self, expert_rate: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, rates: Rates = COMMON_RATES, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.expert_rate = expert_rate
+        self.rates = rates
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the optimiser; experts get a parameter group of their own if their rate differs."""
+        """Build the optimiser; what has another rate gets parameter groups of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.expert_rate == 1.0:
-            return optimizer
-        experts = {id(p) for name, p in self.model.named_parameters() if "_expert." in name}
-        for group in list(optimizer.param_groups):
-            own = [p for p in group["params"] if id(p) in experts]
-            group["params"] = [p for p in group["params"] if id(p) not in experts]
-            rate = group["lr"] * self.expert_rate
-            optimizer.add_param_group({**group, "params": own, "lr": rate})
+        for modality, rate in self.rates._asdict().items():
+            if rate == 1.0:
+                continue
+            names = find_scaled_names(self.model, modality)
+            scaled = {id(p) for name, p in self.model.named_parameters() if name in names}
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if id(p) in scaled]
+                group["params"] = [p for p in group["params"] if id(p) not in scaled]
+                if own:
+                    slower = {**group, "params": own, "lr": group["lr"] * rate}
+                    optimizer.add_param_group(slower)
         return optimizer
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
@@ -128,7 +152,7 @@ def train_stage(
     settings: RunSettings,
     processor: Any,
     dense_images: bool = False,
-    expert_rate: float = 1.0,
+    rates: Rates = COMMON_RATES,
     device: str = "cpu",
 ) -> list[float]:
     """Train a stage in place.
@@ -140,7 +164,7 @@ def train_stage(
         settings: The stage's settings, with the run's seed.
         processor: The processor.
         dense_images: Whether rows have 7B's ratio of image to text positions.
-        expert_rate: The experts' learning rate, as a multiple of all others'.
+        rates: Learning rates of what is added, as multiples of the common one.
         device: "cpu" or "cuda"; the model is back on the CPU afterwards.
 
     Returns:
@@ -159,7 +183,7 @@ def train_stage(
             arguments = replace(arguments, use_cpu=False)
         arguments.disable_tqdm = True
         trainer = OrderedTrainer(
-            expert_rate=expert_rate,
+            rates=rates,
             model=model,
             args=arguments,
             train_dataset=SceneNumbers(order),

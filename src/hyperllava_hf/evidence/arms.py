@@ -2,7 +2,8 @@
 
 Every arm is the bundled checkpoint's architecture with other experts. Regime "full" trains the LLM
 in stage 2, as the paper's Table 1; regime "efficient" freezes it and trains projector and experts
-alone, as its Table 6.
+alone, as its Table 6. Variants of place and size run in the second: there the answers have to come
+from the experts.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .costs import count_expert_parameters, count_lora_parameters
+from .rates import COMMON_RATES, Rates, get_rates
 
 WIDTH = 128
 WIDTHS = (64, 128, 192)
 SEEDS = (1, 2, 3, 4, 5)
 FEW_SEEDS = SEEDS[:3]
+# Stage 2 of the arms that train for longer, in multiples of the others'.
+LONG = 4
 NO_EXPERTS = {"visual_expert": "none", "language_expert_layers": "none"}
 # The bundled checkpoint's sizes.
 SIZES = {"expert_input_dim": 32, "expert_hidden_dim": 8}
 DEFAULT_EXPERTS = {**SIZES, "expert_source": "guided"}
-# Learning rate of generated experts beside that of everything else: chosen on the latent arm.
-EXPERT_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,27 @@ class Arm:
     Attributes:
         name: Its name, unique.
         group: A key of `GROUPS`: when it runs.
+        kind: What is added to LLaVA: one of `KINDS` and `LORA_KINDS`, or "none".
         experts: Expert fields of `HyperLlavaConfig` that differ from `DEFAULT_EXPERTS`.
         regime: "full" or "efficient".
         lora_rank: Rank of LoRA on the LLM's linear layers; 0 for none.
-        expert_rate: The experts' learning rate, as a multiple of all others'.
+        rates: Learning rates of what is added to LLaVA.
         width: Width of the decoder.
         dense_images: Whether rows have 7B's ratio of image to text positions.
+        instruct_factor: Steps of stage 2, as a multiple of the others'.
         seeds: Its seeds.
     """
 
     name: str
     group: str
+    kind: str = "none"
     experts: Mapping[str, Any] = field(default_factory=dict)
     regime: str = "full"
     lora_rank: int = 0
-    expert_rate: float = 1.0
+    rates: Rates = COMMON_RATES
     width: int = WIDTH
     dense_images: bool = False
+    instruct_factor: int = 1
     seeds: tuple[int, ...] = SEEDS
 
     @property
@@ -59,11 +65,12 @@ class Arm:
 
 
 GROUPS = {
-    "common_rate": "Which experts, all parameters at one learning rate",
     "ablation": "Which experts (Table 1)",
+    "efficient": "Controls with a frozen LLM (Table 6)",
     "controls": "Static and latent controls, whole model trained (Table 5)",
     "scope": "Scope and pooling of the language guidance",
-    "efficient": "Controls with a frozen LLM (Table 6)",
+    "rate": "HyperNetworks at the common learning rate",
+    "long": "Four times as many steps of stage 2",
     "placement": "Place of the visual expert, blocks, guidance block (Tables 2, 3, Fig. 3)",
     "sizes": "m and r (Fig. 4)",
     "width": "Width of the decoder",
@@ -99,14 +106,51 @@ def find_lora_rank(width: int) -> int:
     return round(guided / count_lora_parameters(width, 1))
 
 
-def _static(width: int = WIDTH, is_equal: bool = True) -> dict[str, Any]:
-    rank = find_static_rank(width) if is_equal else SIZES["expert_hidden_dim"]
-    return {"expert_source": "static", "expert_hidden_dim": rank}
+# What stands in the guided experts' place: fields of the experts, and whether it is LoRA.
+KINDS = ("guided", "prompt", "latent", "static_equal_parameters", "static_equal_r")
+LORA_KINDS = ("lora_equal_parameters", "lora_equal_r")
 
 
-def _own_rate(name: str, group: str, experts: Mapping[str, Any], **fields: Any) -> Arm:
-    """An arm whose experts learn at their own rate."""
-    return Arm(name, group, experts, expert_rate=EXPERT_RATE, **fields)
+def build_arm(
+    name: str,
+    group: str,
+    kind: str,
+    regime: str,
+    experts: Mapping[str, Any] | None = None,
+    rates: Rates | None = None,
+    **fields: Any,
+) -> Arm:
+    """Build an arm of a kind, at the rates that were tuned for it.
+
+    Args:
+        name: Its name.
+        group: Its group.
+        kind: One of `KINDS` and `LORA_KINDS`, or "none" for plain LLaVA.
+        regime: "full" or "efficient".
+        experts: Expert fields beside those of the kind.
+        rates: Learning rates in place of the tuned ones.
+        **fields: Further fields of `Arm`.
+
+    Returns:
+        The arm.
+    """
+    width = fields.get("width", WIDTH)
+    rank = 0
+    own: dict[str, Any] = {}
+    if kind in ("none", *LORA_KINDS):
+        own = dict(NO_EXPERTS)
+    if kind in LORA_KINDS:
+        rank = find_lora_rank(width) if kind == LORA_KINDS[0] else SIZES["expert_hidden_dim"]
+    elif kind == "prompt":
+        own = {"language_guidance_scope": "prompt"}
+    elif kind == "latent":
+        own = {"expert_source": "latent"}
+    elif kind == "static_equal_parameters":
+        own = {"expert_source": "static", "expert_hidden_dim": find_static_rank(width)}
+    elif kind == "static_equal_r":
+        own = {"expert_source": "static"}
+    rates = rates or get_rates(kind, regime)
+    return Arm(name, group, kind, {**own, **(experts or {})}, regime, rank, rates, **fields)
 
 
 def list_arms() -> list[Arm]:
@@ -116,55 +160,66 @@ def list_arms() -> list[Arm]:
         The arms.
     """
     no_visual, no_language = {"visual_expert": "none"}, {"language_expert_layers": "none"}
+    few: dict[str, Any] = {"seeds": FEW_SEEDS}
+    controls = ("static_equal_parameters", "static_equal_r", "latent")
     return [
-        Arm("llava", "common_rate", NO_EXPERTS),
-        Arm("common_rate_no_visual", "common_rate", no_visual),
-        Arm("common_rate_no_language", "common_rate", no_language),
-        Arm("common_rate_guided", "common_rate"),
-        _own_rate("guided", "ablation", {}),
-        _own_rate("no_language", "ablation", no_language),
-        _own_rate("no_visual", "ablation", no_visual),
-        _own_rate("latent", "controls", {"expert_source": "latent"}),
-        Arm("static_equal_parameters", "controls", _static()),
-        _own_rate("static_equal_parameters_slow", "controls", _static()),
-        Arm("static_equal_r", "controls", _static(is_equal=False)),
-        _own_rate("static_equal_r_slow", "controls", _static(is_equal=False)),
+        build_arm("llava", "ablation", "none", "full"),
+        build_arm("guided", "ablation", "guided", "full"),
+        build_arm("no_visual", "ablation", "guided", "full", no_visual),
+        build_arm("no_language", "ablation", "guided", "full", no_language),
+        build_arm("efficient_projector", "efficient", "none", "efficient"),
+        *(
+            build_arm(f"efficient_{kind}", "efficient", kind, "efficient")
+            for kind in ("guided", *controls, *LORA_KINDS)
+        ),
+        build_arm("efficient_no_visual", "efficient", "guided", "efficient", no_visual),
+        build_arm("efficient_no_language", "efficient", "guided", "efficient", no_language),
+        *(build_arm(kind, "controls", kind, "full") for kind in controls),
         *_list_scope_arms(),
-        *_list_efficient_arms(),
+        build_arm("common_rate_guided", "rate", "guided", "full", rates=COMMON_RATES, **few),
+        build_arm(
+            "efficient_common_rate_guided",
+            "rate",
+            "guided",
+            "efficient",
+            rates=COMMON_RATES,
+            **few,
+        ),
+        *_list_long_arms(),
         *_list_variant_arms(),
         *_list_width_arms(),
     ]
 
 
 def _list_scope_arms() -> list[Arm]:
-    def prompt(pooling: str) -> dict[str, Any]:
-        return {"language_guidance_scope": "prompt", "language_guidance_pooling": pooling}
-
-    dense: dict[str, Any] = {"dense_images": True, "seeds": FEW_SEEDS}
+    few: dict[str, Any] = {"seeds": FEW_SEEDS}
+    dense: dict[str, Any] = {"dense_images": True, **few}
+    poolings = {name: {"language_guidance_pooling": name} for name in ("text", "last")}
     return [
-        *(_own_rate(f"prompt_{name}", "scope", prompt(name)) for name in ("mean", "text", "last")),
-        _own_rate("dense_token", "scope", {}, **dense),
-        _own_rate("dense_prompt", "scope", prompt("mean"), **dense),
+        build_arm("prompt_mean", "scope", "prompt", "full"),
+        build_arm("efficient_prompt_mean", "scope", "prompt", "efficient"),
+        *(
+            build_arm(f"efficient_prompt_{name}", "scope", "prompt", "efficient", fields, **few)
+            for name, fields in poolings.items()
+        ),
+        build_arm("dense_token", "scope", "guided", "efficient", **dense),
+        build_arm("dense_prompt", "scope", "prompt", "efficient", **dense),
     ]
 
 
-def _list_efficient_arms() -> list[Arm]:
-    def build(
-        name: str, experts: Mapping[str, Any], lora_rank: int = 0, expert_rate: float = 1.0
-    ) -> Arm:
-        name = f"efficient_{name}"
-        return Arm(name, "efficient", experts, "efficient", lora_rank, expert_rate)
-
-    prompt = {"language_guidance_scope": "prompt"}
+def _list_long_arms() -> list[Arm]:
+    long: dict[str, Any] = {"instruct_factor": LONG, "seeds": FEW_SEEDS}
+    efficient = ("guided", "prompt", "static_equal_parameters", "lora_equal_parameters")
     return [
-        build("projector", NO_EXPERTS),
-        build("guided", {}, expert_rate=EXPERT_RATE),
-        build("static_equal_parameters", _static()),
-        build("lora_equal_parameters", NO_EXPERTS, find_lora_rank(WIDTH)),
-        build("guided_prompt", prompt, expert_rate=EXPERT_RATE),
-        build("lora_equal_r", NO_EXPERTS, SIZES["expert_hidden_dim"]),
-        build("static_equal_r", _static(is_equal=False)),
-        build("latent", {"expert_source": "latent"}, expert_rate=EXPERT_RATE),
+        *(
+            build_arm(f"long_efficient_{kind}", "long", kind, "efficient", **long)
+            for kind in efficient
+        ),
+        build_arm("long_llava", "long", "none", "full", **long),
+        build_arm("long_guided", "long", "guided", "full", **long),
+        build_arm(
+            "long_static_equal_parameters", "long", "static_equal_parameters", "full", **long
+        ),
     ]
 
 
@@ -183,21 +238,18 @@ def _list_variant_arms() -> list[Arm]:
         "r_2": {"expert_hidden_dim": 2},
         "r_16": {"expert_hidden_dim": 16},
     }
-    few: dict[str, Any] = {"seeds": FEW_SEEDS}
     return [
-        *(_own_rate(name, "placement", fields, **few) for name, fields in placements.items()),
-        *(_own_rate(name, "sizes", fields, **few) for name, fields in sizes.items()),
+        build_arm(name, group, "guided", "efficient", fields, seeds=FEW_SEEDS)
+        for group, variants in (("placement", placements), ("sizes", sizes))
+        for name, fields in variants.items()
     ]
 
 
 def _list_width_arms() -> list[Arm]:
-    arms = []
-    for width in WIDTHS:
-        if width != WIDTH:
-            shared: dict[str, Any] = {"width": width, "seeds": FEW_SEEDS}
-            arms += [
-                Arm(f"width_{width}_llava", "width", NO_EXPERTS, **shared),
-                _own_rate(f"width_{width}_guided", "width", {}, **shared),
-                Arm(f"width_{width}_static", "width", _static(width), **shared),
-            ]
-    return arms
+    kinds = {"projector": "none", "guided": "guided", "static": "static_equal_parameters"}
+    return [
+        build_arm(f"width_{width}_{name}", "width", kind, "efficient", width=width, seeds=FEW_SEEDS)
+        for width in WIDTHS
+        if width != WIDTH
+        for name, kind in kinds.items()
+    ]

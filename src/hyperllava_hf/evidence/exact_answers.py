@@ -1,9 +1,9 @@
-"""Exact answers without `generate`: the answer is given to the model, token by token.
+"""Scores without `generate`: the answer is given to the model, token by token.
 
 Greedy decoding writes an answer and then ends exactly if each of the answer's tokens, `</s>`
 included, is the most likely one after those before it. One forward tells for many questions at
 once (a test compares with `generate`). It is a little stricter than the card's score, which
-forgives case and a final period.
+forgives case and a final period. The loss of the answers is the finer measure.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..evaluation.digit_questions import FAMILIES
 from ..evaluation.digit_scenes import draw_scene
@@ -93,14 +94,14 @@ def build_conversation(question: AskedQuestion) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def mark_exact_answers(
+def mark_answers(
     model: Any,
     questions: QuestionRows,
     processor: Any,
     dense_images: bool = False,
     forward: Callable[..., Any] | None = None,
-) -> np.ndarray:
-    """Tell for each question whether greedy decoding would give the answer exactly.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell for each question whether greedy decoding would give the answer, and the answer's loss.
 
     Args:
         model: A model with a cached tower.
@@ -110,13 +111,13 @@ def mark_exact_answers(
         forward: Runs the model; `model` itself when None.
 
     Returns:
-        Booleans of shape (Q,).
+        Booleans of shape (Q,), and losses in nats a token, averaged within each answer (Q,).
     """
     rows, system = questions.rows, count_system_tokens(processor.tokenizer)
     if dense_images:
         rows = [densify_row(*row, processor.image_token_id, system) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    correct = np.zeros(len(rows), dtype=bool)
+    correct, losses = np.zeros(len(rows), dtype=bool), np.zeros(len(rows))
     model.eval()
     for start in range(0, len(order), QUESTIONS_A_BATCH):
         chosen = order[start : start + QUESTIONS_A_BATCH]
@@ -124,23 +125,47 @@ def mark_exact_answers(
         features = questions.features[chosen]
         batch["pixel_values"] = densify_features(features) if dense_images else features
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        predicted = (forward or model)(**batch).logits[:, :-1].argmax(-1)  # (B, L - 1)
+        logits = (forward or model)(**batch).logits[:, :-1]  # (B, L - 1, V)
         target = batch["labels"][:, 1:]
-        hits = (predicted == target) | (target == IGNORED_LABEL)
+        hits = (logits.argmax(-1) == target) | (target == IGNORED_LABEL)
         correct[chosen] = hits.all(-1).cpu().numpy()
-    return correct
+        token_losses = F.cross_entropy(
+            logits.mT, target, ignore_index=IGNORED_LABEL, reduction="none"
+        )  # (B, L - 1)
+        num_tokens = (target != IGNORED_LABEL).sum(-1)
+        losses[chosen] = (token_losses.sum(-1) / num_tokens).cpu().numpy()
+    return correct, losses
 
 
-def average_by_family(correct: np.ndarray, families: Sequence[str]) -> dict[str, float]:
+def score_answers(
+    model: Any, questions: QuestionRows, processor: Any, dense_images: bool = False
+) -> dict[str, float]:
+    """Score a model on questions.
+
+    Args:
+        model: A model with a cached tower.
+        questions: The questions.
+        processor: The processor.
+        dense_images: Whether rows have 7B's ratio of image to text positions.
+
+    Returns:
+        Accuracy by family, their mean as "overall", and as "loss" the families' mean loss.
+    """
+    correct, losses = mark_answers(model, questions, processor, dense_images)
+    loss = average_by_family(losses, questions.families)["overall"]
+    return {**average_by_family(correct, questions.families), "loss": loss}
+
+
+def average_by_family(values: np.ndarray, families: Sequence[str]) -> dict[str, float]:
     """Average over families.
 
     Args:
-        correct: Whether each question was answered exactly.
+        values: One a question.
         families: The family of each.
 
     Returns:
-        Accuracy by family, and their mean as "overall".
+        The mean of each family, and their mean as "overall".
     """
     names = np.asarray(families)
-    accuracy = {family: float(correct[names == family].mean()) for family in FAMILIES}
-    return {"overall": float(np.mean(list(accuracy.values()))), **accuracy}
+    means = {family: float(values[names == family].mean()) for family in FAMILIES}
+    return {"overall": float(np.mean(list(means.values()))), **means}

@@ -24,7 +24,7 @@ from torch import nn
 from ..evaluation.digits import load_split_questions
 from .arm_training import build_collator
 from .arms import Arm
-from .exact_answers import QuestionRows, average_by_family, mark_exact_answers
+from .exact_answers import QuestionRows, score_answers
 from .training_rows import IGNORED_LABEL
 
 MODALITIES = ("visual", "language")
@@ -176,8 +176,7 @@ def measure_effects(factory: Any, arm: Arm, seed: int) -> dict[str, Any]:
     questions = shuffle_questions(factory.validation)
 
     def measure() -> dict[str, float]:
-        correct = mark_exact_answers(model, questions, factory.processor, arm.dense_images)
-        return average_by_family(correct, questions.families)
+        return score_answers(model, questions, factory.processor, arm.dense_images)
 
     accuracy = {"as trained": measure()}
     means = measure_mean_guidance(factory, model, arm)

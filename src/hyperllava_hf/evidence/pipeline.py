@@ -1,6 +1,7 @@
 """The steps of the evidence, each of which skips what is finished.
 
 prepare   stage 0's decoders, the training set
+tune      the learning rates of every kind of arm, on seeds of their own
 runs      every run, to its validation accuracy
 test      every finished run on the test split, once
 effects   what the experts of the guided arms do
@@ -15,7 +16,7 @@ import json
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,18 +29,26 @@ from ..evaluation.digits import load_split_questions
 from ..training.stage_folders import run_once
 from .arm_models import load_processor, load_tower
 from .arm_runs import RunFactory, write_atomically
-from .arms import Arm, list_arms
-from .exact_answers import average_by_family, build_question_rows, mark_exact_answers
+from .arms import FEW_SEEDS, WIDTH, Arm, list_arms
+from .exact_answers import build_question_rows, score_answers
 from .expert_effects import measure_effects
-from .report import write_report
-from .result_table import describe_versions, write_table
+from .report import EFFECT_ARMS, write_report
+from .result_table import describe_versions, write_rows, write_table
 from .settings import EvidenceSettings
 from .stage_zero import train_decoder
 from .training_rows import build_training_set, load_training_set, save_training_set
+from .tuning import (
+    TUNED_STAGES,
+    TUNING_SEEDS,
+    choose_visual_rates,
+    describe_differences,
+    list_candidates,
+)
 
-STEPS = ("prepare", "runs", "test", "effects", "table", "report")
+STEPS = ("prepare", "tune", "runs", "test", "effects", "table", "report")
 TABLE = Path("results") / "evidence.csv"
 EFFECTS = Path("results") / "evidence_effects.json"
+TUNING = Path("results") / "evidence_tuning.csv"
 
 
 @functools.cache
@@ -65,13 +74,43 @@ def open_factory(settings: EvidenceSettings, work: Path, device: str) -> RunFact
     return RunFactory(settings, training_set, validation, processor, work, device)
 
 
+def prepare_part(settings: EvidenceSettings, work: Path, part: str) -> str:
+    """Prepare what runs share, unless it is there.
+
+    Args:
+        settings: What every run shares.
+        work: Where everything lies.
+        part: "training_set" or "decoder-WIDTH".
+
+    Returns:
+        The part's name.
+    """
+    torch.set_num_threads(1)
+    processor = load_processor()
+
+    def build(folder: Path) -> dict[str, Any]:
+        training_set = build_training_set(
+            processor, load_tower(), settings.num_scenes, settings.num_turns
+        )
+        save_training_set(training_set, folder)
+        return {"num_scenes": settings.num_scenes, "num_turns": settings.num_turns}
+
+    if part == "training_set":
+        run_once(work / part, build)
+    else:
+        width = int(part.rpartition("-")[2])
+        train = functools.partial(train_decoder, processor, width, settings.decoder)
+        run_once(work / "stage0" / part, train)
+    return part
+
+
 def run_task(
     task: str, settings: EvidenceSettings, work: Path, device: str, arm: Arm, seed: int
 ) -> tuple[str, dict[str, Any]]:
     """Do one task of a run, and keep its result.
 
     Args:
-        task: "runs", "test" or "effects".
+        task: "align", "instruct" (both of the tuning), "runs", "test" or "effects".
         settings: What every run shares.
         work: Where everything lies.
         device: "cpu" or "cuda".
@@ -82,7 +121,9 @@ def run_task(
         What was done, and its result.
     """
     factory = open_factory(settings, work, device)
-    if task == "runs":
+    if task == "align":
+        result = {"loss": factory.align(factory.build_model(arm, seed), arm, seed)}
+    elif task in ("instruct", "runs"):
         result = {**factory.run(arm, seed), "device": device, **describe_versions()}
     elif task == "test":
         result = measure_test(factory, arm, seed)
@@ -102,15 +143,16 @@ def name_result(work: Path, task: str, arm: Arm, seed: int) -> Path:
 
     Args:
         work: Where everything lies.
-        task: "runs", "test" or "effects".
+        task: As of `run_task`.
         arm: The arm.
         seed: The run's seed.
 
     Returns:
         The file.
     """
+    folder = work / ("tuning" if task in ("align", "instruct") else "runs")
     suffix = ".json" if task == "runs" else f".{task}.json"
-    return work / "runs" / f"{arm.name}-{seed}{suffix}"
+    return folder / f"{arm.name}-{seed}{suffix}"
 
 
 def measure_test(factory: RunFactory, arm: Arm, seed: int) -> dict[str, float]:
@@ -126,14 +168,21 @@ def measure_test(factory: RunFactory, arm: Arm, seed: int) -> dict[str, float]:
     """
     rows = _build_test_rows(factory)
     model = factory.load_run(arm, seed)
-    correct = mark_exact_answers(model, rows, factory.processor, arm.dense_images)
-    return average_by_family(correct, rows.families)
+    return score_answers(model, rows, factory.processor, arm.dense_images)
 
 
 @functools.cache
 def _build_test_rows(factory: RunFactory) -> Any:
     questions = load_split_questions("test", factory.settings.num_test)
     return build_question_rows(questions, factory.processor, load_tower())
+
+
+def _show(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f} %"
+
+
+def _show_loss(result: dict[str, Any]) -> str:
+    return f"loss {result.get('validation', result)['loss']:.4f}"
 
 
 @dataclass
@@ -188,37 +237,56 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Train the decoders that are needed, and build the training set."""
-        torch.set_num_threads(1)
-        processor = load_processor()
-        for width in sorted({arm.width for arm, _ in self.runs_to_do}):
-            folder = self.work / "stage0" / f"decoder-{width}"
-            train = functools.partial(train_decoder, processor, width, self.settings.decoder)
-            run_once(folder, train)
+        # The width of most runs first, then what takes longest.
+        widths = {arm.width for arm, _ in self.runs_to_do}
+        widths = sorted(widths, key=lambda width: (width != WIDTH, -width))
+        parts = ["training_set", *(f"decoder-{width}" for width in widths)]
+        work = functools.partial(prepare_part, self.settings, self.work)
+        for i, part in enumerate(self._map(work, [(part,) for part in parts])):
+            print(f"{i + 1}/{len(parts)}  {part}", file=sys.stderr, flush=True)
 
-        def build(folder: Path) -> dict[str, Any]:
-            settings = self.settings
-            tower = load_tower()
-            training_set = build_training_set(
-                processor, tower, settings.num_scenes, settings.num_turns
-            )
-            save_training_set(training_set, folder)
-            return {"num_scenes": settings.num_scenes, "num_turns": settings.num_turns}
-
-        run_once(self.work / "training_set", build)
+    def tune(self) -> None:
+        """Try the learning rates of every kind, stage 1's first; write what was found."""
+        arms = [arm for arm, _ in self.runs_to_do]
+        rows: list[dict[str, Any]] = []
+        for task in TUNED_STAGES:
+            candidates = list_candidates(task, choose_visual_rates(rows), arms)
+            runs = [
+                (candidate.arm, seed) for candidate in candidates for seed in TUNING_SEEDS[task]
+            ]
+            self._do(task, runs, _show_loss)
+            for candidate in candidates:
+                for seed in TUNING_SEEDS[task]:
+                    path = name_result(self.work, task, candidate.arm, seed)
+                    result = json.loads(path.read_text(encoding="utf-8"))
+                    rows.append(candidate.build_row(task, seed, result))
+        if not rows:
+            return
+        write_rows(self.output / TUNING, rows)
+        differing = describe_differences(rows)
+        if differing:
+            print("\n".join(differing), file=sys.stderr, flush=True)
 
     def runs(self) -> None:
         """Train every run."""
-        self._do("runs", self.runs_to_do, lambda result: result["validation"]["overall"])
+        self._do("runs", self.runs_to_do, lambda result: _show(result["validation"]["overall"]))
 
     def test(self) -> None:
         """Measure every finished run on the test split."""
-        self._do("test", self._list_finished(), lambda result: result["overall"])
+        self._do("test", self._list_finished(), lambda result: _show(result["overall"]))
 
     def effects(self) -> None:
         """Measure what the experts do, in the arms with scope "token" and "prompt"."""
-        names = ("guided", "prompt_mean")
-        finished = [(arm, seed) for arm, seed in self._list_finished() if arm.name in names]
-        self._do("effects", finished, lambda result: result["accuracy"]["as trained"]["overall"])
+        finished = [
+            (arm, seed)
+            for arm, seed in self._list_finished()
+            if arm.name in EFFECT_ARMS and seed in FEW_SEEDS
+        ]
+        self._do(
+            "effects",
+            finished,
+            lambda result: _show(result["accuracy"]["as trained"]["overall"]),
+        )
 
     def table(self) -> None:
         """Write the table."""
@@ -239,20 +307,23 @@ class Pipeline:
     def _list_finished(self) -> list[tuple[Arm, int]]:
         return [run for run in self.runs_to_do if name_result(self.work, "runs", *run).is_file()]
 
-    def _do(self, task: str, runs: list[tuple[Arm, int]], measure: Callable[[Any], float]) -> None:
+    def _do(self, task: str, runs: list[tuple[Arm, int]], show: Callable[[Any], str]) -> None:
         pending = [run for run in runs if not name_result(self.work, task, *run).is_file()]
         work = functools.partial(run_task, task, self.settings, self.work, self.device)
         print(f"{len(runs) - len(pending)} done, {len(pending)} to do", file=sys.stderr, flush=True)
+        for i, done in enumerate(self._map(work, pending)):
+            self._tell(i, len(pending), done, show)
+
+    def _map(self, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Call `work` with each item's arguments, and yield what comes back as it comes."""
         if self.jobs == 1:
-            for i, run in enumerate(pending):
-                self._tell(i, len(pending), work(*run), measure)
+            yield from (work(*item) for item in items)
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
             try:
-                futures = [pool.submit(work, *run) for run in pending]
-                for i, future in enumerate(as_completed(futures)):
-                    self._tell(i, len(pending), future.result(), measure)
+                futures = [pool.submit(work, *item) for item in items]
+                yield from (future.result() for future in as_completed(futures))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -262,9 +333,9 @@ class Pipeline:
         i: int,
         count: int,
         done: tuple[str, dict[str, Any]],
-        measure: Callable[[Any], float],
+        show: Callable[[Any], str],
     ) -> None:
         name, result = done
         seconds = f", {result['seconds']:.0f} s" if "seconds" in result else ""
-        line = f"{i + 1}/{count}  {name}: {100 * measure(result):.1f} %{seconds}"
+        line = f"{i + 1}/{count}  {name}: {show(result)}{seconds}"
         print(line, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluation.digit_questions import FAMILIES
 from .arms import Arm, list_arms
-from .comparisons import PRIMARY_OUTCOME, Pair, list_pairs
+from .comparisons import PRIMARY_OUTCOME, SECONDARY_OUTCOME, Pair, list_pairs
 from .result_table import collect_values
 from .statistics import Comparison, compare, correct_holm, estimate_mean
 
@@ -42,6 +42,21 @@ def format_points(mean: float, half_width: float, sign: bool = False) -> str:
     """
     text = f"{100 * mean:+.1f}" if sign else f"{100 * mean:.1f}"
     return text if math.isnan(half_width) else f"{text} +- {100 * half_width:.1f}"
+
+
+def format_loss(mean: float, half_width: float, sign: bool = False) -> str:
+    """Format a loss with its interval.
+
+    Args:
+        mean: The loss in nats.
+        half_width: Half of its interval; NaN for none.
+        sign: Whether a plus sign is written.
+
+    Returns:
+        Such as "0.512 +- 0.013".
+    """
+    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    return text if math.isnan(half_width) else f"{text} +- {half_width:.3f}"
 
 
 def format_p(p: float) -> str:
@@ -106,7 +121,8 @@ def build_accuracy_table(rows: Rows, group: str) -> str:
     Returns:
         The table: accuracy on test with intervals over seeds, and what each arm costs.
     """
-    header = ["arm", "seeds", "overall", *FAMILIES, "validation", "added parameters", "added FLOPs"]
+    header = ["arm", "seeds", "overall", *FAMILIES, "loss", "validation"]
+    header += ["added parameters", "added FLOPs"]
     lines = []
     for arm in list_shown_arms(group):
         own = find_rows(rows, arm.name)
@@ -118,6 +134,7 @@ def build_accuracy_table(rows: Rows, group: str) -> str:
             f"{100 * estimate_mean([float(row[f'test_{family}']) for row in own])[0]:.1f}"
             for family in FAMILIES
         ]
+        loss = estimate_mean([float(row[SECONDARY_OUTCOME]) for row in own])
         validation = estimate_mean([float(row["validation_overall"]) for row in own])
         share = float(own[0]["added_operations"]) / float(own[0]["base_operations"])
         lines.append(
@@ -126,6 +143,7 @@ def build_accuracy_table(rows: Rows, group: str) -> str:
                 str(len(own)),
                 format_points(*overall),
                 *families,
+                format_loss(*loss),
                 format_points(*validation),
                 format_thousands(float(own[0]["added_parameters"])),
                 f"{100 * share:.1f} %",
@@ -152,17 +170,22 @@ def compare_pair(rows: Rows, pair: Pair, column: str = PRIMARY_OUTCOME) -> Compa
     return compare([first[seed] for seed in seeds], [second[seed] for seed in seeds])
 
 
-def compare_group(rows: Rows, group: str) -> list[tuple[Pair, Comparison, float]]:
+def compare_group(
+    rows: Rows, group: str, column: str = PRIMARY_OUTCOME
+) -> list[tuple[Pair, Comparison, float]]:
     """Compare all pairs of a group that were run.
 
     Args:
         rows: Rows of the table of results.
         group: The group.
+        column: What is compared.
 
     Returns:
         Each pair with its comparison and its p after Holm.
     """
-    done = [(pair, compare_pair(rows, pair)) for pair in list_pairs() if pair.group == group]
+    done = [
+        (pair, compare_pair(rows, pair, column)) for pair in list_pairs() if pair.group == group
+    ]
     known = [(pair, comparison) for pair, comparison in done if comparison is not None]
     adjusted = correct_holm([comparison.t_test for _, comparison in known])
     return [(pair, found, p) for (pair, found), p in zip(known, adjusted, strict=True)]
@@ -176,9 +199,13 @@ def build_comparison_table(rows: Rows, group: str) -> str:
         group: The group.
 
     Returns:
-        The table: differences in test accuracy, with intervals and tests.
+        The table: differences in test accuracy and in the test answers' loss, with intervals and
+        tests.
     """
     header = ["comparison", "pairs", "difference", "paired t", "after Holm", "sign flips"]
+    header += ["loss difference", "loss, after Holm"]
+    accuracies = compare_group(rows, group)
+    losses = compare_group(rows, group, SECONDARY_OUTCOME)
     lines = [
         [
             f"{pair.first} - {pair.second}",
@@ -187,8 +214,12 @@ def build_comparison_table(rows: Rows, group: str) -> str:
             format_p(comparison.t_test),
             format_p(adjusted),
             format_p(comparison.sign_flip),
+            format_loss(loss.mean, loss.half_width, sign=True),
+            format_p(loss_adjusted),
         ]
-        for pair, comparison, adjusted in compare_group(rows, group)
+        for (pair, comparison, adjusted), (_, loss, loss_adjusted) in zip(
+            accuracies, losses, strict=True
+        )
     ]
     return build_table(header, lines)
 

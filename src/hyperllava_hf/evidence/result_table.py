@@ -6,7 +6,7 @@ import csv
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from .costs import (
     count_lora_parameters,
 )
 
-MEASURES = ("overall", *FAMILIES)
+MEASURES = ("overall", "loss", *FAMILIES)
 COLUMNS = (
     "group",
     "arm",
     "regime",
     "width",
     "seed",
+    "visual_rate",
+    "language_rate",
     *(f"{split}_{measure}" for split in ("test", "validation") for measure in MEASURES),
     "align_loss",
     "instruct_loss",
@@ -106,6 +108,8 @@ def build_row(arm: Arm, record: dict[str, Any]) -> dict[str, Any]:
         "arm": arm.name,
         "regime": arm.regime,
         "width": arm.width,
+        "visual_rate": arm.rates.visual,
+        "language_rate": arm.rates.language,
         **describe_costs(arm),
         **record,
     }
@@ -137,12 +141,25 @@ def write_table(folder: Path, path: Path) -> int:
                 if test.is_file():
                     record["test"] = json.loads(test.read_text(encoding="utf-8"))
                 rows.append(build_row(arm, record))
+    write_rows(path, rows, COLUMNS)
+    return len(rows)
+
+
+def write_rows(
+    path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as a CSV.
+
+    Args:
+        path: The csv file.
+        rows: The rows.
+        columns: Its columns; those of the first row when None.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(handle, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return len(rows)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

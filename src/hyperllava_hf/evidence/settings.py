@@ -41,7 +41,7 @@ class EvidenceSettings:
     num_scenes: int = 6000
     num_turns: int = 6
     num_validation: int = 100
-    num_test: int = 200
+    num_test: int = 500
 
 
 FULL = EvidenceSettings()
