@@ -180,7 +180,27 @@ def render_kernel() -> str:
     return render_table(header, lines, rows)
 
 
+def render_attention() -> str:
+    """Render which attention implementations ran, what they dispatched, and what the rest lack."""
+    rows = read_rows("bench_attention")
+    header = ["", "implementation", "ran", "logits from eager's", "equal tokens", "time / eager"]
+    lines, refused = [], {}
+    for row in rows:
+        if row["status"] != "runs":
+            refused[row["attention"]] = row["status"].partition(":")[0]
+            continue
+        name = f"{row['size']}, {row['dtype']}, {row['variant']}"
+        cells = [row["kernels"], row["logit_difference"], row["equal_tokens"], show_ratio(row)]
+        lines.append([name, f"`{row['attention']}`", *cells])
+    text = render_table(header, lines, rows)
+    if refused:
+        named = ", ".join(f"`{name}` ({error})" for name, error in refused.items())
+        text += f"\nNot to be had on that machine: {named}.\n"
+    return text
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "bench-attention": render_attention,
     "bench-decode": render_decode,
     "bench-kernel": render_kernel,
     "bench-launches": render_launches,

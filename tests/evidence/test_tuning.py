@@ -1,4 +1,4 @@
-"""Tuning: as many tries for every kind, seeds of its own, and the rates that the arms are run at."""
+"""Tuning: as many tries for every kind, seeds of its own, and the rates of the arms."""
 
 from collections import Counter
 from pathlib import Path

@@ -210,16 +210,13 @@ def _list_scope_arms() -> list[Arm]:
 def _list_long_arms() -> list[Arm]:
     long: dict[str, Any] = {"instruct_factor": LONG, "seeds": FEW_SEEDS}
     efficient = ("guided", "prompt", "static_equal_parameters", "lora_equal_parameters")
+    full = {"llava": "none", "guided": "guided", "static_equal_parameters": efficient[2]}
     return [
         *(
             build_arm(f"long_efficient_{kind}", "long", kind, "efficient", **long)
             for kind in efficient
         ),
-        build_arm("long_llava", "long", "none", "full", **long),
-        build_arm("long_guided", "long", "guided", "full", **long),
-        build_arm(
-            "long_static_equal_parameters", "long", "static_equal_parameters", "full", **long
-        ),
+        *(build_arm(f"long_{name}", "long", kind, "full", **long) for name, kind in full.items()),
     ]
 
 

@@ -121,6 +121,7 @@ def run_task(
         What was done, and its result.
     """
     factory = open_factory(settings, work, device)
+    result: dict[str, Any]
     if task == "align":
         result = {"loss": factory.align(factory.build_model(arm, seed), arm, seed)}
     elif task in ("instruct", "runs"):
@@ -238,8 +239,9 @@ class Pipeline:
     def prepare(self) -> None:
         """Train the decoders that are needed, and build the training set."""
         # The width of most runs first, then what takes longest.
-        widths = {arm.width for arm, _ in self.runs_to_do}
-        widths = sorted(widths, key=lambda width: (width != WIDTH, -width))
+        widths = sorted(
+            {arm.width for arm, _ in self.runs_to_do}, key=lambda width: (width != WIDTH, -width)
+        )
         parts = ["training_set", *(f"decoder-{width}" for width in widths)]
         work = functools.partial(prepare_part, self.settings, self.work)
         for i, part in enumerate(self._map(work, [(part,) for part in parts])):
@@ -251,12 +253,11 @@ class Pipeline:
         rows: list[dict[str, Any]] = []
         for task in TUNED_STAGES:
             candidates = list_candidates(task, choose_visual_rates(rows), arms)
-            runs = [
-                (candidate.arm, seed) for candidate in candidates for seed in TUNING_SEEDS[task]
-            ]
+            seeds = TUNING_SEEDS[task]
+            runs = [(candidate.arm, seed) for candidate in candidates for seed in seeds]
             self._do(task, runs, _show_loss)
             for candidate in candidates:
-                for seed in TUNING_SEEDS[task]:
+                for seed in seeds:
                     path = name_result(self.work, task, candidate.arm, seed)
                     result = json.loads(path.read_text(encoding="utf-8"))
                     rows.append(candidate.build_row(task, seed, result))

@@ -145,13 +145,13 @@ def describe_differences(rows: Sequence[Row]) -> list[str]:
     Returns:
         One line a difference.
     """
-    found = (
+    found: tuple[tuple[str, Mapping[Any, float], Mapping[Any, float]], ...] = (
         ("VISUAL", choose_visual_rates(rows), VISUAL),
         ("LANGUAGE", choose_language_rates(rows), LANGUAGE),
     )
     return [
-        f"rates.{name}: {key!r} is {held.get(key)}, the tuning chose {rate:g}"  # type: ignore[attr-defined]
+        f"rates.{name}: {key!r} is {held.get(key)}, the tuning chose {rate:g}"
         for name, chosen, held in found
         for key, rate in chosen.items()
-        if held.get(key) != rate  # type: ignore[attr-defined]
+        if held.get(key) != rate
     ]
