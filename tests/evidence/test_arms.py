@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyperllava_hf.evidence.arm_models import add_lora, set_trained
-from hyperllava_hf.evidence.comparisons import list_pairs
+from hyperllava_hf.evidence.comparisons import MAIN_PAIRS, list_pairs
 from hyperllava_hf.evidence.costs import (
     count_added_operations,
     count_base_operations,
@@ -92,6 +92,7 @@ def test_arms_of_a_seed_start_from_the_same_values_and_another_seed_from_others(
 
 
 def test_every_comparison_is_of_two_arms_that_share_seeds() -> None:
+    assert set(MAIN_PAIRS) <= set(list_pairs())
     for pair in list_pairs():
         assert set(ARMS[pair.first].seeds) & set(ARMS[pair.second].seeds)
 

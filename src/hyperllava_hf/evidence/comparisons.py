@@ -78,6 +78,22 @@ VARIANTS = {
 }
 
 
+# What the report opens with.
+SCOPE_PAIRS = (
+    Pair("scope", "prompt_mean", "guided"),
+    Pair("scope", "efficient_prompt_mean", "efficient_guided"),
+)
+MAIN_PAIRS = (
+    Pair("ablation", "guided", "llava"),
+    Pair("controls", "guided", "static_equal_parameters"),
+    Pair("efficient", "efficient_guided", "efficient_projector"),
+    Pair("efficient", "efficient_guided", "efficient_static_equal_parameters"),
+    Pair("efficient", "efficient_guided", "efficient_lora_equal_parameters"),
+    Pair("efficient", "efficient_guided", "efficient_latent"),
+    *SCOPE_PAIRS,
+)
+
+
 def list_pairs() -> list[Pair]:
     """List all comparisons.
 

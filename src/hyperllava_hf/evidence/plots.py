@@ -101,7 +101,9 @@ def plot_effects(effects: dict[str, Any], arms: Sequence[str], path: Path) -> No
         path: The PNG file.
     """
     pyplot = _open_pyplot()
-    figure, axes = pyplot.subplots(1, len(arms), figsize=(8, 2.8), sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(arms), figsize=(2 + 2 * len(arms), 2.8), sharey=True, squeeze=False
+    )
     for axis, arm in zip(axes[0], arms, strict=True):
         collected = average_effects(effects, arm)
         for y, (_, accuracies) in enumerate(reversed(collected.items())):

@@ -33,8 +33,26 @@ class Rates(NamedTuple):
 
 COMMON_RATES = Rates()
 VISUAL_KINDS = ("guided", "latent", "static_equal_parameters", "static_equal_r")
-VISUAL: dict[str, float] = {}
-LANGUAGE: dict[tuple[str, str], float] = {}
+VISUAL: dict[str, float] = {
+    "guided": 0.1,
+    "latent": 0.03,
+    "static_equal_parameters": 0.3,
+    "static_equal_r": 0.1,
+}
+LANGUAGE: dict[tuple[str, str], float] = {
+    ("guided", "full"): 1.0,
+    ("prompt", "full"): 0.03,
+    ("latent", "full"): 0.03,
+    ("static_equal_parameters", "full"): 1.0,
+    ("static_equal_r", "full"): 3.0,
+    ("guided", "efficient"): 1.0,
+    ("prompt", "efficient"): 1.0,
+    ("latent", "efficient"): 1.0,
+    ("static_equal_parameters", "efficient"): 3.0,
+    ("static_equal_r", "efficient"): 3.0,
+    ("lora_equal_parameters", "efficient"): 3.0,
+    ("lora_equal_r", "efficient"): 3.0,
+}
 
 
 def get_visual_kind(kind: str) -> str:
