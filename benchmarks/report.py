@@ -115,10 +115,10 @@ def render_load() -> str:
     rows = read_rows("bench_load")
     header = ["", "LLaVA, s", "`prompt` / LLaVA", "`token` / LLaVA"]
     lines = []
-    for (size, dtype), found in group(rows, ["size", "dtype"]).items():
+    for key, found in group(rows, ["size", "dtype", "question"]).items():
         base = f"{float(found['llava']['ms_median']) / 1e3:.2f}"
         ratios = [show_ratio(found[name]) for name in ("prompt", "token")]
-        lines.append([f"{size}, {dtype}", base, *ratios])
+        lines.append([", ".join(key), base, *ratios])
     return render_table(header, lines, rows)
 
 

@@ -5,19 +5,15 @@ stops at unused parameters and FSDP2 waits for ever.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from hyperllava_hf import HyperLlavaForConditionalGeneration
 from tests.ecosystem.training_steps import NUM_RANKS, STEPS, load_model, run_alone
+from tests.ranks import run_ranks
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-ROOT = Path(__file__).parents[2]
 # fp32 gradients are summed in another order.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 # Of how far training moves a tensor, beside the rounding of the weights themselves.
@@ -43,25 +39,8 @@ def ranks(checkpoints, tmp_path_factory):
         "checkpoints": {scope: str(folder) for scope, folder in checkpoints.items()},
     }
     (out / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.ecosystem.rank_job", str(out / "job.json"), str(rank)],
-            env=env,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(NUM_RANKS)
-    ]
-    try:
-        printed = [child.communicate(timeout=240)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    codes = [child.returncode for child in children]
-    assert codes == [0] * NUM_RANKS, "\n".join(text[-3000:] for text in printed)
+    arguments = [[str(out / "job.json"), str(rank)] for rank in range(NUM_RANKS)]
+    run_ranks("tests.ecosystem.rank_job", arguments, [{}] * NUM_RANKS)
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)], out
 
 

@@ -30,14 +30,19 @@ def main():
     from hyperllava_hf.kernels import expert_products
 
     for dtype in ("bf16", "fp32"):
-        pointers = {"x": dtype, "w": dtype, "y": "fp32"}
-        build(expert_products._rows_kernel, pointers, BLOCKS)
-        print(f"rows-{dtype}")
-        for gated, added in ((True, True), (True, False), (False, False)):
-            pointers = {"a": "fp32", "w": dtype, "t": dtype, "o": dtype}
-            constants = {**BLOCKS, "GATED": gated, "ADDED": added}
+        for tailed in (False, True):
+            pointers = {"x": dtype, "w": dtype, "tail": dtype, "y": "fp32"}
+            build(expert_products._rows_kernel, pointers, {**BLOCKS, "TAILED": tailed})
+            print(f"rows-{dtype}-{tailed}")
+        ways = ((True, True, False), (True, False, False), (False, False, False))
+        for gated, added, tailed in (*ways, (False, True, True), (False, False, True)):
+            pointers = {"a": "fp32", "w": dtype, "tail": dtype, "t": dtype, "o": dtype}
+            constants = {**BLOCKS, "GATED": gated, "ADDED": added, "TAILED": tailed}
             build(expert_products._columns_kernel, pointers, constants)
-            print(f"columns-{dtype}-{gated}-{added}")
+            print(f"columns-{dtype}-{gated}-{added}-{tailed}")
+        pointers = {"y": "fp32", "c": dtype, "a": "fp32"}
+        build(expert_products._mix_kernel, pointers, {"BLOCK_M": 64, "BLOCK_R": 16})
+        print(f"mix-{dtype}")
         build(expert_products._outer_kernel, {"a": "fp32", "x": dtype, "g": dtype}, BLOCKS)
         print(f"outer-{dtype}")
     pointers = dict.fromkeys(("z", "dh", "dz", "h"), "fp32")

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperllava_hf.kernels import set_expert_impl
-from hyperllava_hf.kernels.fused_expert import FusedExpert, apply_fused_expert
+from hyperllava_hf.kernels import fused_expert, set_expert_impl
+from hyperllava_hf.kernels.fused_expert import MOST_POSITIONS, FusedExpert, apply_fused_expert
 from hyperllava_hf.modeling.experts_hyperllava import apply_expert
 from tests.modeling.tiny_models import ROWS, batch, differ, logits, tiny_model
 
@@ -152,6 +152,84 @@ def test_a_dtype_without_kernels_is_named():
         apply_fused_expert(*drawn[:3])
 
 
+# factors of scope "token", while decoding
+
+
+def draw_factors(sizes, num_code, dtype, seed=0):
+    """x, the code, W2_d, its bias, W2_u, its bias, and the update."""
+    samples, length, width, rank, out = sizes
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (
+        (samples, length, width),
+        (samples, length, num_code),
+        (num_code, 2 * rank, width),
+        (2 * rank, width),
+        (num_code, rank, out),
+        (rank, out),
+        (samples, length, out),
+    )
+    scales = (1, 1, (num_code * width) ** -0.5, width**-0.5, (num_code * rank) ** -0.5, 0.3, 1)
+    drawn = [
+        scale * torch.randn(shape, generator=generator)
+        for shape, scale in zip(shapes, scales, strict=True)
+    ]
+    return [tensor.to(DEVICE, dtype) for tensor in drawn]
+
+
+def refuse(*arguments, **keywords):
+    raise AssertionError("the eager code was called")
+
+
+@torch.no_grad()
+def check_factors(*drawing):
+    *weights, update = draw_factors(*drawing)
+    exact = apply_expert(*(t.double() for t in weights), update=update.double())
+    eager = apply_expert(*weights, update=update)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_expert, "apply_expert", refuse)
+        fused = apply_fused_expert(*weights, update=update)
+        alone = apply_fused_expert(*weights)
+    assert (fused.dtype, fused.shape) == (eager.dtype, eager.shape)
+    # c_k h_r and the result are rounded once each; over many numbers, that is below eager's error.
+    luck = FP32_ROUNDINGS + (torch.finfo(eager.dtype).eps if exact.numel() < 32 else 0)
+    assert error_of(fused, exact) <= 2 * error_of(eager, exact) + luck
+    expert = exact - update.double()
+    assert error_of(alone, expert) <= 2 * error_of(apply_expert(*weights), expert) + luck
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_code", [1, 5, 70])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1, 1), (8, 1, 700, 16, 130), (3, 7, 40, 5, 29)], ids=str
+)
+def test_factors_of_decoded_tokens_are_the_eager_codes(sizes, num_code, dtype):
+    check_factors(sizes, num_code, dtype)
+
+
+@settings(max_examples=16, deadline=None, derandomize=True)
+@given(
+    sizes=st.tuples(*(st.integers(1, n) for n in (4, 16, 70, 19, 70))),
+    num_code=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_factors_of_every_size_are_the_eager_codes(sizes, num_code, dtype, seed):
+    check_factors(sizes, num_code, dtype, seed)
+
+
+def test_factors_with_gradients_or_of_long_prompts_stay_with_the_eager_code():
+    *weights, update = draw_factors((1, 3, 8, 2, 8), 4, torch.float32)
+    weights[1].requires_grad_()
+    expected = apply_expert(*weights, update=update)
+    assert torch.equal(apply_fused_expert(*weights, update=update), expected)
+    expected.sum().backward()
+    assert weights[1].grad.abs().max() > 0
+    *weights, update = draw_factors((1, MOST_POSITIONS + 1, 8, 2, 8), 4, torch.float32)
+    with torch.no_grad():
+        found = apply_fused_expert(*weights, update=update)
+        assert torch.equal(found, apply_expert(*weights, update=update))
+
+
 # a model
 
 
@@ -180,6 +258,22 @@ def test_a_model_answers_as_with_eager_code_and_is_undone(model):
     assert model.expert_impl == "eager"
     assert torch.equal(logits(model, **inputs), expected)
     assert state.keys() == model.state_dict().keys()
+
+
+def test_a_model_of_scope_token_decodes_by_the_kernels(monkeypatch):
+    model = tiny_model().to(DEVICE)
+    inputs = {name: value.to(DEVICE) for name, value in batch(ROWS).items()}
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**inputs, **options)
+    mixed = []
+    mix = fused_expert.mix_factors
+    monkeypatch.setattr(
+        fused_expert, "mix_factors", lambda y, code: mixed.append(code.shape[0]) or mix(y, code)
+    )
+    set_expert_impl(model, "triton")
+    assert torch.equal(model.generate(**inputs, **options), expected)
+    num_blocks = len(model.config.language_expert_blocks)
+    assert mixed.count(len(ROWS)) >= 3 * num_blocks
 
 
 def test_a_model_decodes_with_the_weights_that_the_cache_carries():

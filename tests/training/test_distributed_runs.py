@@ -2,20 +2,16 @@
 
 import dataclasses
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from hyperllava_hf.training import runs
 from hyperllava_hf.training.row_order import ShuffledSampler
+from tests.ranks import run_ranks
 from tests.training.tiny_runs import build_tiny_settings, write_rows
 
-ROOT = Path(__file__).parents[2]
 NUM_RANKS = 2
 # Of how far the run moves a tensor, in float32, where ranks sum in another order.
 MOVE_TOLERANCE, ROUNDING = 1e-3, 1e-6
@@ -31,41 +27,24 @@ def find_seed():
     raise AssertionError("no seed does")
 
 
-def run_ranks(folder, jobs, environment=None):
+def run_jobs(folder, jobs, environment=None):
     """Run `train_job` on both ranks; returns what they printed."""
     (folder / "job.json").write_text(json.dumps({"runs": jobs}), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
         "WORLD_SIZE": str(NUM_RANKS),
         "LOCAL_WORLD_SIZE": str(NUM_RANKS),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         **(environment or {}),
     }
-    command = [sys.executable, "-m", "tests.training.train_job", str(folder / "job.json")]
-    children = [
-        subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(NUM_RANKS)
+    environments = [
+        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(NUM_RANKS)
     ]
-    try:
-        printed = [child.communicate(timeout=240)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    codes = [child.returncode for child in children]
-    assert codes == [0] * NUM_RANKS, "\n".join(text[-3000:] for text in printed)
-    return printed
+    arguments = [[str(folder / "job.json")]] * NUM_RANKS
+    return run_ranks("tests.training.train_job", arguments, environments)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +102,7 @@ def test_ddp_and_fsdp2_equal_one_process(settings, alone, start, tmp_path):
     """FSDP2 through accelerate; its resume needs a GPU (torch: "Expected device to be set")."""
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     jobs = build_jobs(settings, plain, "none", interrupted=False)
-    printed = run_ranks(tmp_path, jobs + build_jobs(settings, sharded, "fsdp2", interrupted=False))
+    printed = run_jobs(tmp_path, jobs + build_jobs(settings, sharded, "fsdp2", interrupted=False))
     report, weights = alone
     assert_same_moves(plain, weights, start)
     read_record(plain, report)
@@ -143,7 +122,7 @@ def test_zero3_equals_one_process(settings, alone, start, tmp_path):
     """DeepSpeed on the CPU, interrupted after its first step."""
     environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     jobs = build_jobs(settings, tmp_path / "run", "zero3", interrupted=True)
-    run_ranks(tmp_path, jobs, environment)
+    run_jobs(tmp_path, jobs, environment)
     report, weights = alone
     assert_same_moves(tmp_path / "run", weights, start)
     assert read_record(tmp_path / "run", report)["resumed_from"] == "checkpoint-1"

@@ -5,9 +5,12 @@ Two launches forward: the down-projection; SwiGLU, up-projection and residual ad
 fp32, so that what eager code rounds after each of its steps is rounded once, before the
 up-projection.
 
-Under scope "token" no weights are made that a kernel could read: there the eager code acts.
+Under scope "token" no weights are made. While a token is decoded, three launches take the factors
+as they are: products with every factor of W_d; their mixture by the code, SwiGLU; products with
+every factor of W_u and residual add. Prefill and training stay with the eager code, whose large
+products are a library's.
 
-Dimensions: B samples, L positions, R bottleneck.
+Dimensions: B samples, L positions, M code, R bottleneck.
 """
 
 from typing import Any
@@ -18,12 +21,15 @@ from torch.autograd.function import once_differentiable
 from ..modeling.experts_hyperllava import apply_expert
 from .expert_products import (
     differentiate_swiglu,
+    mix_factors,
     multiply_columns,
     multiply_rows,
     sum_outer_products,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Positions up to which the factors are read by a kernel: the rows of a decoding batch.
+MOST_POSITIONS = 64
 
 
 class FusedExpert(torch.autograd.Function):
@@ -91,7 +97,7 @@ def apply_fused_expert(
     Raises:
         ValueError: If the kernels have no such dtype.
     """
-    if len(weights) == 5:
+    if len(weights) == 5 and not _decodes(hidden_states):
         return apply_expert(hidden_states, *weights, update=update)
     device_type, dtype = hidden_states.device.type, hidden_states.dtype
     if torch.is_autocast_enabled(device_type):
@@ -101,7 +107,28 @@ def apply_fused_expert(
             f"expert_impl='triton': found activations of {dtype}, expected float32, bfloat16 or "
             "float16. Use hyperllava_hf.kernels.set_expert_impl(model, 'eager')."
         )
-    x, down, up = (tensor.to(hidden_states.device, dtype) for tensor in (hidden_states, *weights))
+    x, *weights = (tensor.to(hidden_states.device, dtype) for tensor in (hidden_states, *weights))
     is_alike = update is not None and update.dtype == dtype and update.device == x.device
-    result = FusedExpert.apply(x, down, up, update if is_alike else None)
+    apply = _apply_factors if len(weights) == 5 else FusedExpert.apply
+    result = apply(x, *weights, update if is_alike else None)
     return result if is_alike or update is None else update + result
+
+
+def _decodes(hidden_states: torch.Tensor) -> bool:
+    return not torch.is_grad_enabled() and hidden_states.shape[:-1].numel() <= MOST_POSITIONS
+
+
+def _apply_factors(
+    x: torch.Tensor,
+    code: torch.Tensor,
+    weight_down: torch.Tensor,
+    bias_down: torch.Tensor,
+    weight_up: torch.Tensor,
+    bias_up: torch.Tensor,
+    update: Any,
+) -> torch.Tensor:
+    rows, added = (None if t is None else t.flatten(0, 1)[None] for t in (x, update))  # (1, N, D)
+    y = multiply_rows(rows, weight_down.flatten(0, 1), bias_down)
+    a = mix_factors(y, code.flatten(0, 1))
+    result = multiply_columns(a, weight_up.flatten(0, 1), x.dtype, added=added, tail=bias_up)
+    return result[0].unflatten(0, x.shape[:-1])
