@@ -201,3 +201,21 @@ def test_resume_without_a_checkpoint_begins_and_says_so(tiny_checkpoint, rows, t
     report = runs.train(settings, tmp_path, resume=True, say=said.append)
     assert report.resumed_from is None
     assert f"{tmp_path} has no complete checkpoint: the run begins at step 0" in said
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_steps": 5}, {"max_steps": 5, "streaming": True}])
+def test_a_finished_run_takes_no_further_step_when_resumed(
+    tiny_checkpoint, rows, tmp_path, changes
+):
+    # A schedule that does not end at zero: one more step would move the weights.
+    if changes.get("streaming"):
+        changes = {**changes, "group_by_modality_length": False}
+    settings = build_tiny_settings(tiny_checkpoint, rows, schedule="constant", **changes)
+    first = runs.train(settings, tmp_path)
+    weights, losses = read_weights(tmp_path), read_report(tmp_path)["losses"]
+    again = runs.train(settings, tmp_path, resume=True)
+    assert again.num_steps == first.num_steps == len(losses)
+    assert read_report(tmp_path)["losses"] == losses
+    assert not (tmp_path / f"checkpoint-{first.num_steps + 1}").exists()
+    found = read_weights(tmp_path)
+    assert all(torch.equal(value, found[name]) for name, value in weights.items())

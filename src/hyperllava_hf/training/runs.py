@@ -322,6 +322,9 @@ def train(
         raise_if_different(checkpoint, stored, trainer.record)
         trainer.num_tokens = stored["num_tokens"]
         trainer.num_skipped_rows = stored["num_skipped_rows"]
+        if stored["step"] >= report.num_steps:
+            trainer.is_done = True
+            trainer.args.max_steps = report.num_steps  # what an empty loader cannot tell
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return finish(trainer, report, checkpoint, say)
 

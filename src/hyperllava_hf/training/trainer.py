@@ -120,6 +120,7 @@ class HyperLlavaTrainer(Trainer):
         self.clip_scale = 1.0
         self.num_skipped_rows = 0
         self.num_tokens = 0
+        self.is_done = False
         self._is_saving = False
         self._forget_step()
         self._forget_speed()
@@ -153,8 +154,11 @@ class HyperLlavaTrainer(Trainer):
         """Build the loader; streamed rows share themselves out, which accelerate would do again.
 
         Returns:
-            The loader.
+            The loader; an empty one where all steps were taken, since Trainer looks at `max_steps`
+            after a step and not before the first.
         """
+        if self.is_done:
+            return DataLoader([])  # type: ignore[arg-type]
         if not isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
         return DataLoader(
