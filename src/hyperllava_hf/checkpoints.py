@@ -44,6 +44,12 @@ def resolve_checkpoint(name: str | None) -> str:
         return get_bundled_checkpoint()
     path = Path(name).expanduser()
     if path.is_dir():
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise ValueError(
+                f"{name} holds a LoRA adapter and no model; expected a whole one. The run's own "
+                "train command with --merge --resume leaves one, and peft's "
+                "PeftModel.from_pretrained puts the adapter on the model that it began with"
+            )
         if not (path / "config.json").exists():
             raise ValueError(
                 f"found no config.json in {name}; expected the folder that save_pretrained wrote"
@@ -54,6 +60,31 @@ def resolve_checkpoint(name: str | None) -> str:
     if not HUB_ID.fullmatch(name):
         raise ValueError(f"found no folder {name}; expected a folder or a Hub id such as user/name")
     return name
+
+
+def find_config(checkpoint: str, revision: str | None = None) -> Path:
+    """Find a checkpoint's config.json, on this machine or on the Hub.
+
+    Args:
+        checkpoint: a folder or a Hub id.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: if there is no such folder and the Hub does not give the file.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        return Path(str(cached_file(checkpoint, "config.json", revision=revision)))
+    except OSError as error:
+        if Path(checkpoint).exists():
+            raise
+        raise ValueError(
+            f"found no folder {checkpoint} here, so it was looked for on the Hub: {error}"
+        ) from error
 
 
 def load_config_dict(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
@@ -69,15 +100,12 @@ def load_config_dict(checkpoint: str, revision: str | None = None) -> dict[str, 
     Raises:
         ValueError: if the checkpoint is of another kind of model, or its config.json is no JSON.
     """
-    from transformers.utils import cached_file
-
-    path = Path(str(cached_file(checkpoint, "config.json", revision=revision)))
-    config = load_json(path)
+    config = load_json(find_config(checkpoint, revision))
     model_type = config.get("model_type")
     if model_type == "llava":
         raise ValueError(
-            f"{checkpoint} is a LLaVA, which has no experts; give it some with "
-            "HyperLlavaForConditionalGeneration.from_pretrained(...) and save_pretrained(FOLDER)"
+            f"{checkpoint} is a LLaVA, which has no experts; make it a HyperLLaVA with "
+            "`hyperllava convert SOURCE DEST`"
         )
     if model_type != "hyperllava":
         raise ValueError(

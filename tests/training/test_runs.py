@@ -154,6 +154,8 @@ def test_record_tells_what_was_done(tiny_checkpoint, rows, tmp_path):
     [
         ({"model": None}, "no model is named"),
         ({"model": "nowhere"}, "found no folder nowhere; expected a folder or a Hub id"),
+        ({"model": "run-9/model"}, "found no folder run-9/model here, so it was looked for on the"),
+        ({"experts": {"expert_hidden_dim": 7}}, "experts.expert_hidden_dim: found 7, expected "),
         ({"data": ()}, "no data is named"),
         ({"template": "chatty"}, "chatty"),
         ({"global_batch_size": 3}, "set device_batch_size=1"),
@@ -166,7 +168,9 @@ def test_what_is_missing_is_named_before_training(
     settings = type(settings)(**{**vars(settings), **changes})
     with pytest.raises(ValueError, match=message):
         runs.train(settings, tmp_path / "run")
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=message):
+        runs.plan_run(settings, print)
 
 
 @pytest.mark.parametrize(

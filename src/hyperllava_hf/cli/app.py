@@ -8,6 +8,7 @@ right arrives here as ValueError, OSError or lack of memory and leaves as one li
 Exit codes: 0 done, 1 a bug, 2 the user's input, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -76,6 +77,8 @@ def run(arguments: list[str]) -> None:
     """Parse a command line and run its command; every error leaves as it was raised."""
     # An unreachable Hub would be reported once for each of five attempts, before the error itself.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # Where it is installed, importing peft imports it, and it then tells of kernels for 4 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     command = typer.main.get_command(build_app())
     # Calling the application instead would turn errors into exit codes of typer's own.
     try:

@@ -171,7 +171,8 @@ def open_part(path: Path, layout: str | None = None) -> SourceParts:
             raise ValueError(
                 f"found no {NON_LORA} in {folder}; expected it beside the adapter: "
                 "it holds the projector, without which the adapter is no LLaVA. Get it from where "
-                "the adapter was trained"
+                "the adapter was trained; one that `hyperllava train` left needs no conversion: "
+                "the run's own command with --merge --resume leaves a whole model"
             )
         return SourceParts(layout, folder, files, config, non_lora=folder / NON_LORA)
     if layout == "zero":

@@ -13,14 +13,18 @@ import torch
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ..checkpoints import get_bundled_checkpoint, resolve_checkpoint
+from ..checkpoints import find_config, get_bundled_checkpoint, resolve_checkpoint
+from ..inspection.tensor_headers import load_tensor_headers
+from ..json_files import load_json
 from ..modeling import HyperLlavaConfig, HyperLlavaForConditionalGeneration
+from ..modeling.checkpoint_hyperllava import is_expert_key
 from ..processing import HyperLlavaProcessor
 from .lora import WHOLE_MODULES, lora_config
 from .settings import TrainingSettings
 from .stages import set_trainable
 
 BUNDLED = "digits"
+EXPERT_SIZES = ("expert_input_dim", "expert_hidden_dim")
 # What a setting needs beside the package itself: (module, what to install).
 NEEDED_PACKAGES = {
     "lora": ("peft", "peft"),
@@ -69,7 +73,33 @@ def locate_model(settings: TrainingSettings) -> str:
         raise ValueError("no model is named; expected --model FOLDER or --model USER/NAME")
     if settings.model == BUNDLED:
         return get_bundled_checkpoint()
-    return resolve_checkpoint(settings.model)
+    name = resolve_checkpoint(settings.model)
+    find_config(name, settings.revision)
+    return name
+
+
+def raise_if_experts_resized(settings: TrainingSettings) -> None:
+    """Refuse other sizes for experts that the checkpoint already has.
+
+    Args:
+        settings: The run's settings.
+
+    Raises:
+        ValueError: If `experts` asks for a size that the checkpoint's own experts do not have.
+    """
+    name = locate_model(settings)
+    config = load_json(find_config(name, settings.revision))
+    wanted = {field: settings.experts.get(field, config.get(field)) for field in EXPERT_SIZES}
+    differing = [
+        f"experts.{field}: found {value}, expected {config[field]}"
+        for field, value in wanted.items()
+        if config.get(field, value) != value
+    ]
+    if differing and any(map(is_expert_key, load_tensor_headers(name, settings.revision))):
+        raise ValueError(
+            f"{'; '.join(differing)}, since the experts of {name} have these sizes already. "
+            "Choose sizes for the first run from a LLaVA, or leave them out"
+        )
 
 
 def get_mixed_precision(settings: TrainingSettings) -> str:
@@ -195,6 +225,7 @@ def load_for_training(settings: TrainingSettings, device: Any = None) -> Any:
         ValueError: If the checkpoint cannot be loaded or a package is missing.
     """
     raise_if_packages_missing(settings)
+    raise_if_experts_resized(settings)
     model = load_base(settings, settings.four_bit, device)
     return prepare_for_training(model, settings)
 
@@ -209,6 +240,7 @@ def build_without_values(settings: TrainingSettings) -> Any:
         The model, what is trained marked; its weights have no values.
     """
     raise_if_packages_missing(settings)
+    raise_if_experts_resized(settings)
     config = HyperLlavaConfig.from_pretrained(
         locate_model(settings), revision=settings.revision, **settings.experts
     )

@@ -312,11 +312,11 @@ def train(
     plan = plan_batches(settings, state.num_processes)
     checkpoint = choose_checkpoint(output, resume, say)
     state.wait_for_everyone()
-    if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process and output.exists():
         for name in remove_leftovers(output):
             say(f"removed {name}, which an interrupted run left half written")
     trainer, report = build_trainer(settings, plan, output, say)
+    output.mkdir(parents=True, exist_ok=True)
     if checkpoint is not None:
         stored = read_record(checkpoint)
         raise_if_different(checkpoint, stored, trainer.record)
