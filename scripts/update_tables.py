@@ -55,7 +55,8 @@ SPEED_ROWS = (
         "bench_decode",
         {**_CPU, "question": "compiled step", "batch": "1"},
     ),
-    ("loading", "bench_load", {"size": "cpu"}),
+    ("loading, first in a process", "bench_load", {"size": "cpu", "question": "load"}),
+    ("loading again", "bench_load", {"size": "cpu", "question": "load again"}),
 )
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
