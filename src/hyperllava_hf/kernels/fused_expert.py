@@ -109,8 +109,11 @@ def apply_fused_expert(
         )
     x, *weights = (tensor.to(hidden_states.device, dtype) for tensor in (hidden_states, *weights))
     is_alike = update is not None and update.dtype == dtype and update.device == x.device
-    apply = _apply_factors if len(weights) == 5 else FusedExpert.apply
-    result = apply(x, *weights, update if is_alike else None)
+    added = update if is_alike else None
+    if len(weights) == 5:
+        result = _apply_factors(x, added, *weights)
+    else:
+        result = FusedExpert.apply(x, *weights, added)
     return result if is_alike or update is None else update + result
 
 
@@ -120,15 +123,15 @@ def _decodes(hidden_states: torch.Tensor) -> bool:
 
 def _apply_factors(
     x: torch.Tensor,
+    update: Any,
     code: torch.Tensor,
     weight_down: torch.Tensor,
     bias_down: torch.Tensor,
     weight_up: torch.Tensor,
     bias_up: torch.Tensor,
-    update: Any,
 ) -> torch.Tensor:
-    rows, added = (None if t is None else t.flatten(0, 1)[None] for t in (x, update))  # (1, N, D)
-    y = multiply_rows(rows, weight_down.flatten(0, 1), bias_down)
+    added = None if update is None else update.flatten(0, 1)[None]  # (1, N, D_out)
+    y = multiply_rows(x.flatten(0, 1)[None], weight_down.flatten(0, 1), bias_down)
     a = mix_factors(y, code.flatten(0, 1))
     result = multiply_columns(a, weight_up.flatten(0, 1), x.dtype, added=added, tail=bias_up)
     return result[0].unflatten(0, x.shape[:-1])
