@@ -107,13 +107,13 @@ def apply_fused_expert(
             f"expert_impl='triton': found activations of {dtype}, expected float32, bfloat16 or "
             "float16. Use hyperllava_hf.kernels.set_expert_impl(model, 'eager')."
         )
-    x, *weights = (tensor.to(hidden_states.device, dtype) for tensor in (hidden_states, *weights))
+    x, *parts = (tensor.to(hidden_states.device, dtype) for tensor in (hidden_states, *weights))
     is_alike = update is not None and update.dtype == dtype and update.device == x.device
     added = update if is_alike else None
     if len(weights) == 5:
-        result = _apply_factors(x, added, *weights)
+        result = _apply_factors(x, added, *parts)
     else:
-        result = FusedExpert.apply(x, *weights, added)
+        result = FusedExpert.apply(x, *parts, added)
     return result if is_alike or update is None else update + result
 
 
