@@ -38,6 +38,7 @@ from .report_tables import (
     format_points,
 )
 from .result_table import read_table
+from .tuning import average_losses, choose_rate
 
 EFFECT_ARMS = ("efficient_guided", "efficient_prompt_mean", "guided", "prompt_mean")
 PAPER = """## What the paper reports
@@ -221,17 +222,10 @@ def _describe_tuning(folder: Path) -> str:
     path = folder / "results" / "evidence_tuning.csv"
     if not path.is_file():
         return ""
-    rows = read_table(path)
-    tried: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        own = tried.setdefault((row["stage"], row["kind"], row["regime"]), {})
-        own.setdefault(row["rate"], []).append(float(row["loss"]))
     lines = []
-    for key, found in tried.items():
-        losses = {rate: statistics.mean(values) for rate, values in found.items()}
-        best = min(losses, key=losses.__getitem__)
-        shown = [f"{rate}: {loss:.3f}" for rate, loss in losses.items()]
-        lines.append([*key, ", ".join(shown), best])
+    for key, losses in average_losses(read_table(path)).items():
+        shown = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in losses.items())
+        lines.append([*key, shown, f"{choose_rate(losses):g}"])
     intro = (
         "## How the rates were tuned\n\n"
         "Each kind had four tries, on seeds that no run below has: the visual experts' rate by "

@@ -100,16 +100,40 @@ def list_candidates(
     return candidates
 
 
-def _choose(rows: Sequence[Row], stage: str) -> dict[tuple[str, str], float]:
-    losses: dict[tuple[str, str], dict[float, list[float]]] = {}
+def average_losses(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[float, float]]:
+    """Average the losses of each rate over its seeds.
+
+    Args:
+        rows: Rows of the table of tuning.
+
+    Returns:
+        For each stage, kind and regime the mean loss by rate, in the order in which they ran.
+    """
+    losses: dict[tuple[str, str, str], dict[float, list[float]]] = {}
     for row in rows:
-        if row["stage"] == stage:
-            own = losses.setdefault((row["kind"], row["regime"]), {})
-            own.setdefault(float(row["rate"]), []).append(float(row["loss"]))
+        own = losses.setdefault((row["stage"], row["kind"], row["regime"]), {})
+        own.setdefault(float(row["rate"]), []).append(float(row["loss"]))
     return {
-        key: min(tried, key=lambda rate, tried=tried: statistics.mean(tried[rate]))  # type: ignore[misc]
+        key: {rate: statistics.mean(values) for rate, values in tried.items()}
         for key, tried in losses.items()
     }
+
+
+def choose_rate(losses: Mapping[float, float]) -> float:
+    """Choose the rate of the lowest loss.
+
+    Args:
+        losses: Mean losses by rate.
+
+    Returns:
+        The rate.
+    """
+    return min(losses, key=losses.__getitem__)
+
+
+def _choose(rows: Sequence[Row], stage: str) -> dict[tuple[str, str], float]:
+    found = average_losses(rows)
+    return {key[1:]: choose_rate(losses) for key, losses in found.items() if key[0] == stage}
 
 
 def choose_visual_rates(rows: Sequence[Row]) -> dict[str, float]:
