@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch.utils.data import DataLoader
 
 from hyperllava_hf.data.row_faults import FAULTS
 from hyperllava_hf.processing import HyperLlavaProcessor
@@ -26,7 +26,8 @@ def test_the_code_of_the_guide_runs(
     save_pictures(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```\n(from .*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    names = {"processor": processor, "DataLoader": DataLoader}
+    processor.save_pretrained(tmp_path / "hyperllava-7b")
+    names: dict[str, Any] = {}
     exec(code.replace("num_workers=8", "num_workers=0"), names)
     batches = list(names["loader"])
     assert [len(batch["input_ids"]) for batch in batches] == [16, 4]
