@@ -141,3 +141,11 @@ def test_scope_of_kept_experts_may_change_without_touching_their_weights(own, tm
     assert json.loads((tmp_path / "out" / "config.json").read_text())[
         "language_guidance_scope"
     ] == ("prompt")
+
+
+def test_experts_are_never_written_over_the_weights_that_they_come_from(own):
+    weights = own.path / "model.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(ValueError, match=r"holds the weights that are read; expected another file"):
+        extract_experts(own.path, weights, overwrite=True)
+    assert weights.read_bytes() == before

@@ -78,3 +78,15 @@ def test_a_choice_without_runs_names_what_was_asked_for(tmp_path: Path) -> None:
 def test_help_lists_every_group() -> None:
     shown = build_parser().format_help()
     assert all(group in shown for group in GROUPS)
+
+
+def test_a_miniature_needs_folders_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--smoke", "--steps", "table"])
+    assert "--smoke needs --work and --output of its own" in capsys.readouterr().err
+
+
+def test_no_run_is_never_written_over_a_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"found no finished run in .*expected at least one"):
+        main(list_command(tmp_path, "--steps", "table"))
+    assert not (tmp_path / "results").exists()

@@ -85,6 +85,24 @@ def test_sharded_weights_are_read_through_their_index(tmp_path: Path) -> None:
         load_tensor_headers(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[]",
+        "{}",
+        "{{{",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        '{"weight_map": {"a": "."}}',
+    ],
+)
+def test_a_garbage_index_is_named(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+        load_tensor_headers(str(tmp_path))
+
+
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found neither model.safetensors nor"):
         load_tensor_headers(str(tmp_path))

@@ -138,3 +138,17 @@ def test_document_lists_every_recipe_with_its_numbers():
             f"{settings.device_batch_size} x {accumulated}"
         )
     assert dict(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base=instruct-7b", "base belongs into a recipe's file"),
+        ("about=x", "about belongs into a recipe's file"),
+        ("seed=1\nlearning_rate=7", "found several lines, expected one setting"),
+        ("weight_decay=inf", "weight_decay: found inf, expected a finite number"),
+    ],
+)
+def test_overrides_that_would_be_lost_or_fail_late_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        build_settings("instruct-digits", [text])

@@ -219,3 +219,36 @@ def test_a_finished_run_takes_no_further_step_when_resumed(
     assert not (tmp_path / f"checkpoint-{first.num_steps + 1}").exists()
     found = read_weights(tmp_path)
     assert all(torch.equal(value, found[name]) for name, value in weights.items())
+
+
+def test_a_damaged_checkpoint_is_named_and_not_resumed(tiny_checkpoint, rows, tmp_path):
+    settings = build_tiny_settings(tiny_checkpoint, rows, max_steps=2, save_steps=1)
+    runs.train(settings, tmp_path)
+    folder = tmp_path / "checkpoint-2"
+    kept = {name: (folder / name).read_bytes() for name in ("optimizer.pt", "scheduler.pt")}
+    for name, content in kept.items():
+        for damaged in (None, content[: len(content) // 2]):
+            (folder / name).unlink()
+            if damaged is not None:
+                (folder / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{name}: found .*expected {len(content)} bytes"):
+                runs.train(settings, tmp_path, resume=True)
+            (folder / name).write_bytes(content)
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run\.json lacks step, num_tokens, num_skipped_rows"):
+        runs.train(settings, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_no_run_made_is_never_replaced(tiny_checkpoint, rows, tmp_path, resume):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    settings = build_tiny_settings(tmp_path / "model", rows)
+    with pytest.raises(ValueError, match="model is there already, and no run of this folder made"):
+        runs.train(settings, tmp_path, resume=resume)
+    assert load_file(tmp_path / "model" / "model.safetensors")
+    other = tmp_path / "other"
+    (other / STAGING).mkdir(parents=True)
+    (other / STAGING / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"found mine\.txt in .*which no run wrote"):
+        runs.train(settings, other, resume=resume)
+    assert (other / STAGING / "mine.txt").read_text() == "mine"

@@ -106,7 +106,7 @@ def run_stage(stage: str, context: typer.Context, config: str, overrides: list[s
         "image_folder": options["image_folder"],
         "merge": options.get("merge"),
     }
-    changes = {name: value for name, value in given.items() if value}
+    changes = {name: value for name, value in given.items() if value or value == ""}
     settings = build_settings(config, overrides or [], stage_wanted=stage, **changes)
     output = options["output"]
     if options["dry_run"]:

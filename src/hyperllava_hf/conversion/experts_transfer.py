@@ -72,6 +72,11 @@ def extract_experts(
             f"{model} has the layout {parts.layout!r}; expected a HyperLLaVA, which alone has "
             "experts: convert it first"
         )
+    if output.resolve() in {path.resolve() for path in parts.weights}:
+        raise ValueError(
+            f"{output} holds the weights that are read; expected another file: a source is never "
+            "written to"
+        )
     gathered = gather(parts)
     config = HyperLlavaConfig.from_dict(load_config(parts.folder))
     raise_if_keys_differ(gathered, MetaModel(config).get_shapes(), parts)

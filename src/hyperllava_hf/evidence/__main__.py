@@ -30,8 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m hyperllava_hf.evidence",
         description="Train guided experts and their controls alike, and report what comes out.",
     )
-    parser.add_argument("--work", type=Path, default=Path("build") / "evidence")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the report")
+    parser.add_argument("--work", type=Path, help="what is kept (build/evidence)")
+    parser.add_argument("--output", type=Path, help="folder of the report (docs)")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--arms", nargs="+", help="train these arms of the groups alone")
     parser.add_argument("--seeds", nargs="+", type=int, help="train these seeds alone")
@@ -48,11 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command line; that of the process when None.
     """
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.smoke and not (options.work and options.output):
+        parser.error("--smoke needs --work and --output of its own: its results are no evidence")
     pipeline = Pipeline(
         settings=SMOKE if options.smoke else FULL,
-        work=options.work,
-        output=options.output,
+        work=options.work or Path("build") / "evidence",
+        output=options.output or Path("docs"),
         jobs=options.jobs,
         device=options.device,
     )

@@ -290,7 +290,12 @@ class Pipeline:
         )
 
     def table(self) -> None:
-        """Write the table."""
+        """Write the table; none over an old one where no run has finished."""
+        if not self._list_finished():
+            raise ValueError(
+                f"found no finished run in {self.work / 'runs'}, expected at least one; train some "
+                "with --steps prepare runs"
+            )
         count = write_table(self.work / "runs", self.output / TABLE)
         effects = {}
         for arm in list_arms():

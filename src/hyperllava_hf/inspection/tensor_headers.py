@@ -1,14 +1,15 @@
 """The names, shapes and dtypes of a checkpoint's tensors, without reading the tensors."""
 
-import json
 import os
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
+
+from hyperllava_hf.json_files import load_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -65,9 +66,12 @@ def _fetch_headers(repository: str, revision: str | None) -> dict[str, TensorHea
 
 def _read_folder(folder: Path) -> dict[str, TensorHeader]:
     if (folder / INDEX).exists():
-        shards = set(
-            json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        )
+        weight_map: Any = load_json(folder / INDEX).get("weight_map")
+        shards = set(weight_map.values()) if _is_weight_map(weight_map) else set()
+        if not shards:
+            raise ValueError(
+                f"{folder / INDEX} has no weight_map from tensors to files beside it; get it again"
+            )
     elif (folder / WEIGHTS).exists():
         shards = {WEIGHTS}
     else:
@@ -76,6 +80,14 @@ def _read_folder(folder: Path) -> dict[str, TensorHeader]:
     for shard in sorted(shards):
         headers |= _read_file(folder / shard)
     return headers
+
+
+def _is_weight_map(value: Any) -> bool:
+    # Nothing outside the folder is ever opened.
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+        for name in value.values()
+    )
 
 
 def _read_file(path: Path) -> dict[str, TensorHeader]:

@@ -151,11 +151,16 @@ def parse_override(text: str) -> dict[str, Any]:
     if not sign or not name:
         raise ValueError(f"--set {text!r}: expected name=value, such as learning_rate=1e-4")
     table, _, key = name.partition(".")
+    if table in ("base", "about"):
+        raise ValueError(f"--set {text!r}: {table} belongs into a recipe's file")
     _raise_if_unknown({table: None}, f"--set {text!r}")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        read = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        parsed = value
+        read = {"value": value}
+    if len(read) > 1:
+        raise ValueError(f"--set {text!r}: found several lines, expected one setting")
+    parsed = read["value"]
     if key:
         return {table: {key: None if parsed == "none" else parsed}}
     if parsed == "none" and type(None) in get_kinds(table):

@@ -22,6 +22,9 @@ from ..json_files import load_json
 STAGING, TRASH = ".writing", ".removing"
 RECORD = "run.json"
 NAME = re.compile(r"checkpoint-(\d+)")
+# What a resume reads of the record beside the run's own description.
+PROGRESS = ("step", "num_tokens", "num_skipped_rows")
+GO_ON = "Remove {} to go on from the checkpoint before it"
 
 
 def sync_tree(folder: Path) -> None:
@@ -65,8 +68,17 @@ def remove_leftovers(output: Path) -> list[str]:
 
     Returns:
         The checkpoints that were half written.
+
+    Raises:
+        ValueError: If something else lies where they are written.
     """
     half = sorted(path.name for path in (output / STAGING).glob("*"))
+    foreign = [name for name in half if not NAME.fullmatch(name)]
+    if foreign:
+        raise ValueError(
+            f"found {foreign[0]} in {output / STAGING}, which no run wrote there; expected a "
+            "folder that is free or a run's own: name another --output"
+        )
     for name in (STAGING, TRASH):
         if (output / name).is_dir():
             shutil.rmtree(output / name)
@@ -82,13 +94,13 @@ def _remove(output: Path, path: Path) -> None:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write a checkpoint's record, its last file.
+    """Write a checkpoint's record, its last file, with the sizes of all others.
 
     Args:
         folder: The checkpoint's folder.
         record: JSON values.
     """
-    text = json.dumps(record, indent=2) + "\n"
+    text = json.dumps({**record, "files": measure_files(folder)}, indent=2) + "\n"
     (folder / RECORD).write_text(text, encoding="utf-8")
 
 
@@ -100,8 +112,42 @@ def read_record(folder: Path) -> dict[str, Any]:
 
     Returns:
         The record.
+
+    Raises:
+        ValueError: If the record or a file that it names is not as it was written.
     """
-    return load_json(folder / RECORD)
+    record = load_json(folder / RECORD)
+    lacking = [name for name in PROGRESS if not isinstance(record.get(name), int)]
+    written = record.get("files", {})
+    if lacking or not isinstance(written, dict):
+        raise ValueError(
+            f"{folder / RECORD} lacks {', '.join(lacking) or 'a table of files'}; expected what a "
+            f"run wrote. {GO_ON.format(folder.name)}"
+        )
+    found = measure_files(folder)
+    for name, size in written.items():
+        if found.get(name) != size:
+            raise ValueError(
+                f"{folder / name}: found {found.get(name, 'no file')}, expected {size} bytes: the "
+                f"checkpoint is damaged. {GO_ON.format(folder.name)}"
+            )
+    return record
+
+
+def measure_files(folder: Path) -> dict[str, int]:
+    """Measure a checkpoint's files, but for its record.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        Sizes in bytes by path within the folder.
+    """
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / RECORD
+    }
 
 
 def put_in_place(output: Path, name: str) -> Path:

@@ -23,7 +23,7 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from .. import __version__
 from ..data import ConversationCollator, DataSource, open_rows
 from .batch_plan import BatchPlan, plan_batches
-from .model_folder import leave_model, load_processor_of
+from .model_folder import ADAPTER, MODEL, leave_model, load_processor_of
 from .model_loading import (
     build_without_values,
     load_for_training,
@@ -142,9 +142,16 @@ def choose_checkpoint(output: Path, resume: bool, say: Callable[[str], None]) ->
         The newest complete checkpoint; None to begin.
 
     Raises:
-        ValueError: If there are checkpoints and the run is not to go on.
+        ValueError: If there are checkpoints and the run is not to go on, or what the run would
+            leave is there and not a run's.
     """
     found = list_checkpoints(output)
+    for name in (MODEL, ADAPTER):
+        if not found and not (output / REPORT).exists() and (output / name).exists():
+            raise ValueError(
+                f"{output / name} is there already, and no run of this folder made it; it would be "
+                "replaced. Name another --output"
+            )
     if not resume:
         if found or (output / REPORT).exists():
             raise ValueError(

@@ -227,6 +227,8 @@ class TrainingSettings:
         for name in MINIMA.keys() & given.keys():
             if not given[name] >= MINIMA[name]:
                 expected[name] = f"at least {MINIMA[name]}"
+            elif given[name] == float("inf"):
+                expected[name] = "a finite number"
         for name in POSITIVE & given.keys():
             if not 0 < given[name] < float("inf"):
                 expected[name] = "a number above 0"
