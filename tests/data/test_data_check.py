@@ -107,3 +107,18 @@ def test_a_percentile_is_the_least_count_that_so_many_rows_do_not_exceed(counts:
         assert found in counts
         assert sum(count <= found for count in counts) * 100 >= percent * len(counts)
         assert sum(count < found for count in counts) * 100 < percent * len(counts)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_line_that_is_no_json_is_one_bad_row_among_the_others(
+    tmp_path: Path, num_workers: int
+) -> None:
+    turns = [{"from": "human", "value": "hi?"}, {"from": "gpt", "value": "yes"}]
+    good = json.dumps({"conversations": turns})
+    empty = json.dumps({"conversations": []})
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{good}\n{{broken\n{empty}\n{good}\n")
+    report = check_data(DataSource(str(path)), num_workers=num_workers)
+    assert report.error is None
+    assert [bad.number for bad in report.bad_rows] == [2, 3]
+    assert "no JSON" in report.bad_rows[0].text

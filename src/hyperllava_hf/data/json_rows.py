@@ -63,6 +63,7 @@ class JsonRowFile:
         self.numbers = array("q")
         self._starts = array("q")
         self._ends = array("q")
+        self._faulty: set[int] = set()
         self._unpacked: bytes | None = None
 
     def __len__(self) -> int:
@@ -78,7 +79,10 @@ class JsonRowFile:
             ValueError: If the file is empty, is no array of rows, or breaks off.
         """
         self.numbers, self._starts, self._ends = array("q"), array("q"), array("q")
+        self._faulty = set()
         for row in self.stream():
+            if isinstance(row.value, RowFault):
+                self._faulty.add(len(self.numbers))
             self.numbers.append(row.number)
             self._starts.append(row.start)
             self._ends.append(row.end)
@@ -115,7 +119,7 @@ class JsonRowFile:
             index: Its place among the scanned rows, from 0.
 
         Returns:
-            The parsed row.
+            The parsed row, or the fault of one that was no JSON when it was scanned.
 
         Raises:
             ValueError: If the file changed since it was scanned.
@@ -124,6 +128,8 @@ class JsonRowFile:
         try:
             return parse_json(self._read_bytes(start, end))
         except RowFault as error:
+            if index in self._faulty:
+                return error
             raise ValueError(
                 f"{self.path}, row {self.numbers[index]}: {error.text}, though it was read before; "
                 "the file changed while it was in use. Start again with a file that stays."
