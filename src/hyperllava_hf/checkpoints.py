@@ -44,17 +44,17 @@ def resolve_checkpoint(name: str | None) -> str:
         return get_bundled_checkpoint()
     path = Path(name).expanduser()
     if path.is_dir():
-        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        if (path / "config.json").exists():
+            return str(path)
+        if (path / "adapter_config.json").exists():
             raise ValueError(
                 f"{name} holds a LoRA adapter and no model; expected a whole one. The run's own "
                 "train command with --merge --resume leaves one, and peft's "
                 "PeftModel.from_pretrained puts the adapter on the model that it began with"
             )
-        if not (path / "config.json").exists():
-            raise ValueError(
-                f"found no config.json in {name}; expected the folder that save_pretrained wrote"
-            )
-        return str(path)
+        raise ValueError(
+            f"found no config.json in {name}; expected the folder that save_pretrained wrote"
+        )
     if path.exists():
         raise ValueError(f"{name} is a file; expected a checkpoint's folder or a Hub id")
     if not HUB_ID.fullmatch(name):

@@ -73,19 +73,18 @@ def locate_model(settings: TrainingSettings) -> str:
         raise ValueError("no model is named; expected --model FOLDER or --model USER/NAME")
     if settings.model == BUNDLED:
         return get_bundled_checkpoint()
-    name = resolve_checkpoint(settings.model)
-    find_config(name, settings.revision)
-    return name
+    return resolve_checkpoint(settings.model)
 
 
 def raise_if_experts_resized(settings: TrainingSettings) -> None:
-    """Refuse other sizes for experts that the checkpoint already has.
+    """Refuse other sizes for experts that the checkpoint already has, before anything is loaded.
 
     Args:
         settings: The run's settings.
 
     Raises:
-        ValueError: If `experts` asks for a size that the checkpoint's own experts do not have.
+        ValueError: If there is no such checkpoint, or `experts` asks for a size that the
+            checkpoint's own experts do not have.
     """
     name = locate_model(settings)
     config = load_json(find_config(name, settings.revision))
@@ -225,7 +224,6 @@ def load_for_training(settings: TrainingSettings, device: Any = None) -> Any:
         ValueError: If the checkpoint cannot be loaded or a package is missing.
     """
     raise_if_packages_missing(settings)
-    raise_if_experts_resized(settings)
     model = load_base(settings, settings.four_bit, device)
     return prepare_for_training(model, settings)
 
@@ -240,7 +238,6 @@ def build_without_values(settings: TrainingSettings) -> Any:
         The model, what is trained marked; its weights have no values.
     """
     raise_if_packages_missing(settings)
-    raise_if_experts_resized(settings)
     config = HyperLlavaConfig.from_pretrained(
         locate_model(settings), revision=settings.revision, **settings.experts
     )

@@ -28,6 +28,7 @@ from .model_loading import (
     build_without_values,
     load_for_training,
     load_processor,
+    raise_if_experts_resized,
     raise_if_packages_missing,
 )
 from .run_checkpoints import list_checkpoints, read_record, remove_leftovers
@@ -213,6 +214,7 @@ def plan_run(settings: TrainingSettings, say: Callable[[str], None]) -> Training
         The plan.
     """
     settings.raise_if_invalid()
+    raise_if_experts_resized(settings)
     plan = plan_batches(settings, PartialState().num_processes)
     model = build_without_values(settings)
     counts = count_groups(model)
@@ -313,6 +315,7 @@ def train(
     """
     settings.raise_if_invalid()
     raise_if_packages_missing(settings)
+    raise_if_experts_resized(settings)
     state = PartialState(cpu=not torch.accelerator.is_available())
     if not state.is_main_process:
         say = say_nothing
