@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperllava_hf import __version__
 from hyperllava_hf.cli import app
 from hyperllava_hf.cli.app import COMMANDS, main
 from tests.cli.golden_options import list_options
@@ -78,7 +79,10 @@ def test_wrong_command_line_is_one_line_and_code_2(
     [
         (ValueError("found a\n  cat"), 2, "hyperllava: found a cat"),
         (FileNotFoundError("no such shelf"), 2, "hyperllava: no such shelf"),
-        (torch.OutOfMemoryError("4 GiB wanted"), 2, "hyperllava: 4 GiB wanted"),
+        (torch.OutOfMemoryError("4 GiB wanted"), 2, "hyperllava: out of memory: 4 GiB wanted"),
+        (RuntimeError("DefaultCPUAllocator: no"), 2, "hyperllava: out of memory: DefaultCPUA"),
+        (ImportError("pip install flash-attn"), 2, "hyperllava: pip install flash-attn"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), 1, "hyperllava: this is a bug"),
         (KeyboardInterrupt(), 130, "hyperllava: interrupted"),
         (RuntimeError("cogs"), 1, "hyperllava: this is a bug in hyperllava_hf"),
     ],
@@ -109,6 +113,13 @@ def test_closed_stdout_is_no_error() -> None:
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("module", ["hyperllava_hf", "hyperllava_hf.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, f"hyperllava {__version__}\n")
 
 
 def test_interrupt_ends_an_interactive_chat_with_130(tiny_checkpoint: Path) -> None:

@@ -91,7 +91,10 @@ def test_dry_run_writes_nothing(tiny_checkpoint, rows, tmp_path, capsys):
     [
         ((), "--output is missing"),
         (("--set", "learning_rat=1", "--output", "x"), "did you mean 'learning_rate'?"),
-        (("--set", "seed=-1", "--set", "tf32=3", "--output", "x"), "tf32: found 3, expected bool"),
+        (
+            ("--set", "seed=-1", "--set", "tf32=3", "--output", "x"),
+            "tf32: found 3, expected true or false",
+        ),
         (("--config", "align-digits", "--output", "x"), "run `hyperllava train align`"),
         (("--config", "nothing", "--output", "x"), "found no recipe 'nothing'"),
         (("--data", "missing.json", "--output", "x"), "missing.json"),

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from hyperllava_hf import HyperLlavaForConditionalGeneration
 from hyperllava_hf.cli import main
@@ -108,6 +109,31 @@ def test_a_file_that_is_no_file_of_experts_is_refused(own, tmp_path):
             convert(source.path, tmp_path / "out", experts=wrong, **source.options)
     with pytest.raises(ValueError, match="exists"):
         extract_experts(own.path, source.path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: [], r"found '\[\]' in its metadata"),
+        (lambda fields: {}, "found the fields  in its metadata"),
+        (lambda fields: {**fields, "expert_dim": 3}, "found the fields .*expert_dim"),
+        (lambda fields: {**fields, "language_guidance_scope": "row"}, "'row'"),
+        (lambda fields: {**fields, "expert_hidden_dim": "wide"}, "wide"),
+    ],
+)
+def test_a_file_of_altered_fields_is_refused_and_nothing_written(change, message, own, tmp_path):
+    file = tmp_path / "experts.safetensors"
+    extract_experts(own.path, file)
+    with safe_open(file, framework="pt") as content:
+        metadata = content.metadata()
+        tensors = load_file(file)
+    fields = json.loads(metadata["hyperllava_expert_fields"])
+    metadata["hyperllava_expert_fields"] = json.dumps(change(fields))
+    save_file(tensors, file, metadata)
+    convert(own.path, tmp_path / "bare", to="llava-hf", drop_experts=True)
+    with pytest.raises(ValueError, match=message):
+        attach_experts(tmp_path / "bare", file, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_extracted_file_is_the_same_each_time_and_replaced_only_when_asked(own, tmp_path):

@@ -122,3 +122,12 @@ def test_a_line_that_is_no_json_is_one_bad_row_among_the_others(
     assert report.error is None
     assert [bad.number for bad in report.bad_rows] == [2, 3]
     assert "no JSON" in report.bad_rows[0].text
+
+
+def test_an_id_of_any_shape_is_no_obstacle(tmp_path: Path) -> None:
+    deep = "[" * 700 + "]" * 700
+    row = json.dumps(build_row(1, 0))[1:].replace('"id": "row-1"', f'"id": {deep}')
+    (tmp_path / "rows.json").write_text(f"[{{{row}, {{{row}]")
+    report = check_data(DataSource(str(tmp_path / "rows.json")))
+    json.dumps(asdict(report))
+    assert (report.num_rows, report.bad_rows, report.num_duplicate_ids) == (2, [], 0)

@@ -1,6 +1,7 @@
 """The whole evidence in miniature: interrupted, resumed, reported."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hyperllava_hf.evidence import pipeline
 from hyperllava_hf.evidence.__main__ import build_parser, main
 from hyperllava_hf.evidence.arms import GROUPS
 from hyperllava_hf.evidence.result_table import read_table
+from hyperllava_hf.evidence.settings import SMOKE
 
 
 def list_command(folder: Path, *more: str) -> list[str]:
@@ -70,9 +72,33 @@ def test_an_interrupted_evidence_goes_on_where_it_stopped_and_reports(
         assert again[name] == before[name]
 
 
-def test_a_choice_without_runs_names_what_was_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="found no run in groups"):
-        main(list_command(tmp_path, "--arms", "nothing"))
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--arms", "nothing"), "found the unknown arms nothing; expected of llava, "),
+        (("--arms", "llava", "--seeds", "77"), "found no run in groups"),
+        (("--jobs", "0"), "found '0', expected an integer of at least 1"),
+    ],
+)
+def test_a_command_that_asks_for_nothing_known_is_one_error(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(list_command(tmp_path, *words))
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_other_settings_is_not_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    pipeline.Pipeline(SMOKE, work, tmp_path).select(["ablation"])
+    kept = (work / "settings.json").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(["--work", str(work), "--output", str(tmp_path), "--steps", "prepare"])
+    assert "holds results of other settings" in capsys.readouterr().err
+    assert (work / "settings.json").read_text() == kept
+    assert [path.name for path in work.iterdir()] == ["settings.json"]
 
 
 def test_help_lists_every_group() -> None:
@@ -86,7 +112,10 @@ def test_a_miniature_needs_folders_of_its_own(capsys: pytest.CaptureFixture[str]
     assert "--smoke needs --work and --output of its own" in capsys.readouterr().err
 
 
-def test_no_run_is_never_written_over_a_table(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"found no finished run in .*expected at least one"):
+def test_no_run_is_never_written_over_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(list_command(tmp_path, "--steps", "table"))
+    assert re.search("found no finished run in .*expected at least one", capsys.readouterr().err)
     assert not (tmp_path / "results").exists()

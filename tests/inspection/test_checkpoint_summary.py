@@ -145,3 +145,13 @@ def test_headers_of_a_cached_repository_are_read_offline(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", find)
     assert load_tensor_headers("user/name", "v1") == load_tensor_headers(str(tiny_checkpoint))
+
+
+@pytest.mark.parametrize("value", [{"hidden_size": "wide"}, [], "llama"])
+def test_a_config_of_wrong_types_is_one_error(value: object, tmp_path: Path) -> None:
+    path = save_tiny_checkpoint(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] = {**config["text_config"], **value} if value.__class__ is dict else value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"text_config|hidden_size|wrong type"):
+        summarize_checkpoint(str(tmp_path))

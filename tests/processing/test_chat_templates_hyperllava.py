@@ -147,6 +147,14 @@ def test_other_templates_are_taken_as_source_or_by_name(processor):
         processor.apply_chat_template(conversation, chat_template="vicuna")
 
 
+@pytest.mark.parametrize(
+    "source", ["{{ 1 / 0 }}", "{{ messages.x.y }}", "{{ 'a' + 1 }}", "{% if %}"]
+)
+def test_a_template_that_fails_is_one_error(processor, source):
+    with pytest.raises(ValueError, match=r"cannot be rendered: .*pass another chat_templ"):
+        processor.apply_chat_template([ask("Q")], chat_template=source)
+
+
 def test_the_conversation_is_left_as_it_was(processor):
     conversation = [ask("Q", IMAGE), answer("A")]
     processor.apply_chat_template(conversation, tokenize=True, return_dict=True)

@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from hyperllava_hf.training.batch_plan import plan_batches
-from hyperllava_hf.training.settings import SETTING_NAMES, TrainingSettings
+from hyperllava_hf.training.settings import CHOICES, SETTING_NAMES, TrainingSettings
 
 
 def test_every_fault_is_reported_at_once():
@@ -27,10 +29,33 @@ def test_every_fault_is_reported_at_once():
 def test_wrong_types_are_named_beside_wrong_values():
     settings = TrainingSettings(stage="instruct", learning_rate="fast", num_workers=-1, tf32=1)
     assert sorted(settings.find_faults()) == [
-        "learning_rate: found 'fast', expected float",
+        "learning_rate: found 'fast', expected number",
         "num_workers: found -1, expected at least 0",
-        "tf32: found 1, expected bool",
+        "tf32: found 1, expected true or false",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"seed": 2**32}, "seed: found 4294967296, expected at most 4294967295"),
+        ({"max_steps": "many"}, "max_steps: found 'many', expected integer or no value"),
+        (
+            {"schedule": "warmup_stable_decay"},
+            "schedule: found 'warmup_stable_decay', expected one",
+        ),
+        ({"optimizer": "galore_adamw"}, "optimizer: found 'galore_adamw', expected one of adamw_t"),
+    ],
+)
+def test_what_would_fail_after_loading_is_refused_before(changes, fault):
+    (found,) = TrainingSettings(**{"stage": "instruct", **changes}).find_faults()
+    assert found.startswith(fault)
+
+
+def test_schedules_and_optimizers_are_transformers_own_names():
+    arguments = {name: set(CHOICES[name]) for name in ("schedule", "optimizer")}
+    assert arguments["schedule"] <= {item.value for item in SchedulerType}
+    assert arguments["optimizer"] <= {item.value for item in OptimizerNames}
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,16 @@ def test_mixed_precision_keeps_small_steps_of_a_bfloat16_model(tiny_checkpoint, 
     assert (kept.bfloat16() == start).float().mean() > 0.5
 
 
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"mixed_precision": "fp16"}])
+def test_float16_arithmetic_without_a_gpu_is_refused_before_a_model_is_loaded(
+    change, tiny_checkpoint, rows, monkeypatch
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    settings = build_step_settings(tiny_checkpoint, rows, **change)
+    with pytest.raises(ValueError, match=r"float16 arithmetic needs a GPU.*expected float32 or bf"):
+        load_for_training(settings)
+
+
 def test_groups_have_their_own_learning_rates(tiny_checkpoint, rows):
     settings = build_tiny_settings(tiny_checkpoint, rows, weight_decay=0.5)
     model = load_for_training(settings)

@@ -66,11 +66,20 @@ def print_error(message: str) -> None:
     print("hyperllava: " + " ".join(message.split()), file=sys.stderr)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a device or the machine lacked memory, whoever noticed it."""
+    # torch's own class, a RuntimeError, is known by its name so that torch is not imported for it;
+    # its CPU allocator raises a bare RuntimeError.
+    by_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return by_torch or isinstance(error, MemoryError)
+
+
 def is_for_the_user(error: Exception) -> bool:
     """Tell whether the user, and not a programmer, can put an error right."""
-    # torch's own class, a RuntimeError, is known by its name so that torch is not imported for it.
-    out_of_memory = type(error).__name__ == "OutOfMemoryError"
-    return out_of_memory or isinstance(error, ValueError | OSError | MemoryError)
+    # A library that says what to install; Python's own, of a wrong import, names the module.
+    if isinstance(error, ImportError) and error.name is None:
+        return True
+    return is_out_of_memory(error) or isinstance(error, ValueError | OSError)
 
 
 def run(arguments: list[str]) -> None:
@@ -123,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
     except Exception as error:
         if is_for_the_user(error):
-            print_error(str(error))
+            print_error(f"{'out of memory: ' * is_out_of_memory(error)}{error}")
             return USER_INPUT
         traceback.print_exc()
         print_error("this is a bug in hyperllava_hf: please report it with the lines above")

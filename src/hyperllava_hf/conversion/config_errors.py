@@ -12,11 +12,11 @@ FILES = "config.json, tokenizer_config.json, tokenizer.model, preprocessor_confi
 
 
 @contextmanager
-def explain_wrong_types(folder: Path) -> Iterator[None]:
+def explain_wrong_types(folder: Path | str) -> Iterator[None]:
     """Turn what transformers raises for a configuration of wrong types into one error.
 
     Args:
-        folder: the source's folder.
+        folder: the checkpoint's folder, or its id.
 
     Yields:
         Nothing: the block reads configurations.

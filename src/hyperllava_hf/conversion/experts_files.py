@@ -128,6 +128,23 @@ def write_experts_file(
     return FileRecord(path.name, record.num_bytes, record.sha256)
 
 
+def _parse_fields(path: Path, text: str) -> dict[str, Any]:
+    # A field that is lost or misspelt would silently take its default, which is another expert.
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or fields.keys() != EXPERT_FIELDS.keys():
+        found = (
+            f"the fields {', '.join(sorted(fields))}" if isinstance(fields, dict) else repr(text)
+        )
+        raise ValueError(
+            f"{path}: found {found} in its metadata ({FIELDS}), expected "
+            f"{', '.join(sorted(EXPERT_FIELDS))}; extract the experts again"
+        )
+    return fields
+
+
 def read_experts_file(path: Path) -> ExpertsFile:
     """Read what a file of experts holds.
 
@@ -153,6 +170,6 @@ def read_experts_file(path: Path) -> ExpertsFile:
         raise ValueError(
             f"{path} is no file of experts; expected one that `hyperllava experts extract` wrote"
         )
-    fields = json.loads(metadata[FIELDS])
+    fields = _parse_fields(path, metadata[FIELDS])
     tensors: dict[str, TensorOperation] = {key: Copy(tensor) for key, tensor in stored.items()}
     return ExpertsFile(path, tensors, fields, metadata[IDENTITY])

@@ -20,7 +20,7 @@ from .row_conversations import IMAGE_MARK, parse_conversation
 from .row_encoding import RowEncoder
 from .row_faults import BadRow, RowFault
 from .row_images import load_row_images
-from .row_reading import describe
+from .row_reading import describe, read_id
 from .row_stores import RowStore, open_store
 
 CHUNK_ROWS = 32
@@ -91,7 +91,7 @@ class _RowChecks(Dataset):
 
     def __getitem__(self, place: int) -> _Finding:
         number, value = self.store.read(place)
-        row_id = value.get("id") if isinstance(value, dict) else None
+        row_id = read_id(value)
         try:
             num_images, num_tokens = self._check(value)
         except RowFault as fault:

@@ -64,8 +64,21 @@ def describe(fault: RowFault, name: str, number: int, value: Any) -> BadRow:
     Returns:
         The bad row.
     """
+    return BadRow(name, number, read_id(value), fault.kind, fault.text)
+
+
+def read_id(value: Any) -> Any:
+    """Read a stored row's id, which is for messages alone.
+
+    Args:
+        value: The stored row.
+
+    Returns:
+        A text or a number; None where there is none, or another kind of value.
+    """
     row_id = value.get("id") if isinstance(value, dict) else None
-    return BadRow(name, number, row_id, fault.kind, fault.text)
+    # Anything nested may be deeper than what shows it can follow.
+    return row_id if isinstance(row_id, str | int | float) else None
 
 
 def summarize(conversation: Conversation) -> bytes:

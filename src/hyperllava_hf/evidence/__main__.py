@@ -20,6 +20,12 @@ from .pipeline import STEPS, Pipeline
 from .settings import FULL, SMOKE
 
 
+def _read_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 1")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line.
 
@@ -36,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", help="train these arms of the groups alone")
     parser.add_argument("--seeds", nargs="+", type=int, help="train these seeds alone")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--jobs", type=_read_count, default=2, help="runs at a time, one core each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--smoke", action="store_true", help="a miniature that proves nothing")
     return parser
@@ -47,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments: Command line; that of the process when None.
+
+    Raises:
+        SystemExit: If the command line or the folders do not fit, with one line that says why.
     """
     parser = build_parser()
     options = parser.parse_args(arguments)
@@ -59,11 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs=options.jobs,
         device=options.device,
     )
-    pipeline.select(options.groups, options.arms, options.seeds)
-    for step in STEPS:
-        if step in options.steps:
-            print(f"{step} ...", file=sys.stderr, flush=True)
-            getattr(pipeline, step)()
+    try:
+        pipeline.select(options.groups, options.arms, options.seeds)
+        for step in STEPS:
+            if step in options.steps:
+                print(f"{step} ...", file=sys.stderr, flush=True)
+                getattr(pipeline, step)()
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ from .tuning import (
 )
 
 STEPS = ("prepare", "tune", "runs", "test", "effects", "table", "report")
+# What the work folder's results were made with.
+BOUND_TO = "settings.json"
 TABLE = Path("results") / "evidence.csv"
 EFFECTS = Path("results") / "evidence_effects.json"
 TUNING = Path("results") / "evidence_tuning.csv"
@@ -220,8 +222,14 @@ class Pipeline:
             seeds: Seeds; all of each arm when None.
 
         Raises:
-            ValueError: If nothing is left.
+            ValueError: If nothing is left, an arm is unknown, or the folder was made with other
+                settings.
         """
+        unknown = sorted({*(names or ())} - {arm.name for arm in list_arms()})
+        if unknown:
+            known = ", ".join(arm.name for arm in list_arms())
+            raise ValueError(f"found the unknown arms {', '.join(unknown)}; expected of {known}")
+        self._bind()
         arms = [arm for arm in list_arms() if names is None or arm.name in names]
         self.runs_to_do = [
             (arm, seed)
@@ -235,6 +243,18 @@ class Pipeline:
                 f"found no run in groups {list(groups)} for arms {names} and seeds {seeds}, "
                 "expected at least one; python -m hyperllava_hf.evidence --help lists the groups"
             )
+
+    def _bind(self) -> None:
+        # Whatever is finished is skipped, so results of other settings would be taken for ours.
+        path, own = self.work / BOUND_TO, json.dumps(asdict(self.settings), indent=1) + "\n"
+        if path.is_file() and path.read_text(encoding="utf-8") != own:
+            raise ValueError(
+                f"{self.work} holds results of other settings ({path}); expected an empty folder, "
+                "or one of the same settings: name another with --work"
+            )
+        if not path.is_file():
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda partial: _write(partial, own))
 
     def prepare(self) -> None:
         """Train the decoders that are needed, and build the training set."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from hyperllava_hf.checkpoints import load_config_dict, resolve_checkpoint
+from hyperllava_hf.conversion.config_errors import explain_wrong_types
 from hyperllava_hf.inspection.tensor_headers import TensorHeader, load_tensor_headers
 from hyperllava_hf.modeling import HyperLlavaConfig
 
@@ -133,7 +134,8 @@ def summarize_checkpoint(checkpoint: str | None, revision: str | None = None) ->
         ValueError: if the checkpoint is no HyperLLaVA, or its weights are missing or damaged.
     """
     checkpoint = resolve_checkpoint(checkpoint)
-    config = HyperLlavaConfig.from_dict(load_config_dict(checkpoint, revision))
+    with explain_wrong_types(checkpoint):
+        config = HyperLlavaConfig.from_dict(load_config_dict(checkpoint, revision))
     headers = load_tensor_headers(checkpoint, revision)
     if not headers:
         raise ValueError(f"the weights of {checkpoint} hold no tensor; get the checkpoint again")

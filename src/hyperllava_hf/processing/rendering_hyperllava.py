@@ -98,11 +98,14 @@ def _render(
             return_assistant_tokens_mask=marked,
             **options,
         )
-    except Exception as error:
-        # jinja2 is transformers' dependency, not ours: its errors are told by their module.
-        if type(error).__module__.startswith("jinja2"):
-            raise ValueError(
-                f"{where}: {error}. Correct the conversation, or pass another chat_template."
-            ) from error
+    except ValueError:
         raise
+    except Exception as error:
+        # A template is a program: beside jinja2's own errors it can raise any of Python's.
+        kind = type(error)
+        name = "" if kind.__module__.startswith("jinja2") else f"{kind.__name__}: "
+        raise ValueError(
+            f"{where}: the chat template cannot be rendered: {name}{error}. Correct the "
+            "conversation, or pass another chat_template."
+        ) from error
     return texts[0], [tuple(span) for span in spans[0]] if spans else []

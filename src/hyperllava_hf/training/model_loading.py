@@ -29,6 +29,8 @@ EXPERT_SIZES = ("expert_input_dim", "expert_hidden_dim")
 NEEDED_PACKAGES = {
     "lora": ("peft", "peft"),
     "four_bit": ("bitsandbytes", "bitsandbytes"),
+    "8bit": ("bitsandbytes", "bitsandbytes"),
+    "32bit": ("bitsandbytes", "bitsandbytes"),
     "zero2": ("deepspeed", "deepspeed"),
     "zero3": ("deepspeed", "deepspeed"),
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -45,7 +47,13 @@ def raise_if_packages_missing(settings: TrainingSettings) -> None:
     Raises:
         ValueError: If a package is missing.
     """
-    wanted = {settings.language_model, settings.sharding, *settings.report_to}
+    wanted = {
+        settings.language_model,
+        settings.sharding,
+        # bitsandbytes' optimisers are named for their bits.
+        settings.optimizer.rpartition("_")[2],
+        *settings.report_to,
+    }
     if settings.four_bit:
         wanted.add("four_bit")
     for name in sorted(wanted & NEEDED_PACKAGES.keys()):
@@ -221,9 +229,15 @@ def load_for_training(settings: TrainingSettings, device: Any = None) -> Any:
         The model, what is trained marked.
 
     Raises:
-        ValueError: If the checkpoint cannot be loaded or a package is missing.
+        ValueError: If the checkpoint cannot be loaded, or a package or the device for it is
+            missing.
     """
     raise_if_packages_missing(settings)
+    if get_mixed_precision(settings) == "fp16" and not torch.accelerator.is_available():
+        raise ValueError(
+            f"dtype = {settings.dtype!r}, mixed_precision = {settings.mixed_precision!r}: float16 "
+            "arithmetic needs a GPU, and none was found; expected float32 or bfloat16 on a CPU"
+        )
     model = load_base(settings, settings.four_bit, device)
     return prepare_for_training(model, settings)
 

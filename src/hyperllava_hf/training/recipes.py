@@ -72,8 +72,8 @@ def _name_nearest(name: str, known: Sequence[str]) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of TOML and of UTF-8
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # of TOML and of UTF-8
         raise ValueError(f"{path} is no TOML: {error}") from error
 
 

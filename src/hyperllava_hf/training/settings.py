@@ -23,6 +23,33 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_bad_row": ("stop", "skip"),
     "save_only": ("all", "experts"),
     "sharding": ("none", "fsdp2", "zero2", "zero3"),
+    # Of transformers' schedules, those that take no numbers beside the warm-up.
+    "schedule": (
+        "cosine",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+    ),
+    # Of transformers' optimisers, torch's, Adafactor, and those of bitsandbytes: others take
+    # settings or packages of their own.
+    "optimizer": (
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adafactor",
+        "sgd",
+        "adagrad",
+        "rmsprop",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "lion_8bit",
+        "lion_32bit",
+        "paged_lion_8bit",
+        "paged_lion_32bit",
+    ),
 }
 REPORTERS = ("tensorboard", "wandb")
 # Integers and floats with the least value that they may have.
@@ -41,6 +68,8 @@ MINIMA: dict[str, float] = {
     "save_steps": 1,
     "save_total_limit": 1,
 }
+# NumPy's generators take 32 bits.
+MAXIMA = {"seed": 2**32 - 1}
 POSITIVE = {
     "num_epochs",
     "learning_rate",
@@ -49,6 +78,16 @@ POSITIVE = {
     "adam_epsilon",
 }
 FRACTIONS = {"lora_dropout", "warmup_ratio", "adam_beta1", "adam_beta2"}
+# How types are called in TOML, and on the command line.
+KIND_NAMES: dict[type, str] = {
+    tuple: "list of strings",
+    types.NoneType: "no value",
+    Mapping: "table",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+}
 # What a resumed run may change: nothing of it touches the weights.
 FREE_ON_RESUME = frozenset(
     {
@@ -112,8 +151,8 @@ class TrainingSettings:
         adam_epsilon: AdamW's.
         max_grad_norm: Where gradients are clipped; 0 never.
         warmup_ratio: Share of the steps in which the learning rate rises.
-        schedule: transformers' name of the schedule.
-        optimizer: transformers' name of the optimiser.
+        schedule: transformers' name of the schedule; one that takes no numbers of its own.
+        optimizer: transformers' name of the optimiser; torch's, Adafactor or of bitsandbytes.
         seed: Of fresh experts, row order and dropout.
         deterministic: Whether slower kernels are used that repeat their results on a GPU.
         logging_steps: Steps between log lines.
@@ -229,6 +268,9 @@ class TrainingSettings:
                 expected[name] = f"at least {MINIMA[name]}"
             elif given[name] == float("inf"):
                 expected[name] = "a finite number"
+        for name in MAXIMA.keys() & given.keys():
+            if given[name] > MAXIMA[name]:
+                expected[name] = f"at most {MAXIMA[name]}"
         for name in POSITIVE & given.keys():
             if not 0 < given[name] < float("inf"):
                 expected[name] = "a number above 0"
@@ -325,9 +367,7 @@ def find_type_faults(values: Mapping[str, Any]) -> dict[str, str]:
         if tuple in kinds and fits:
             fits = all(isinstance(part, str) for part in value)
         if not fits:
-            wanted = " or ".join(
-                "list of strings" if kind is tuple else kind.__name__.lower() for kind in kinds
-            )
+            wanted = " or ".join(KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
             faults[name] = f"{name}: found {value!r}, expected {wanted}"
     return faults
 
