@@ -112,7 +112,8 @@ def build_models(size: str, device: str, dtype: Any, attention: str = "sdpa") ->
         short = {key.replace("vision_tower.vision_model.", "vision_tower."): key for key in weights}
         found = {key: weights[key if key in weights else short[key]] for key in own}
         model.load_state_dict(found, strict=True, assign=True)
-        models[name] = model.to(device).eval().requires_grad_(False)
+        # Fake tensors, of a count, cannot be moved, and are not: everything is on the CPU.
+        models[name] = (model if device == "cpu" else model.to(device)).eval().requires_grad_(False)
         models[name].generation_config.eos_token_id = None
     return models
 

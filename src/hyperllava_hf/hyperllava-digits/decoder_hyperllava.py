@@ -77,7 +77,7 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        *expert_inputs: torch.Tensor,
+        *expert_inputs: Any,
         use_expert: bool = False,
         attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
@@ -89,8 +89,9 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
 
         Args:
             hidden_states: Residual stream (B, L, D).
-            *expert_inputs: Guidance (B, D) or (B, L, D) and the HyperNetwork's
-                tensors; empty where the cache carries this block's weights, or no expert is used.
+            *expert_inputs: Guidance (B, D) or (B, L, D), in a list to be emptied by its last
+                reader, and the HyperNetwork's tensors; nothing where the cache carries this
+                block's weights, or no expert is used.
             use_expert: Whether the block's language expert acts.
             attention_mask: Prepared causal mask.
             position_ids: Positions (1 or B, L).
@@ -112,19 +113,22 @@ class HyperLlavaDecoderLayer(LlamaDecoderLayer):
         )
         residual = residual + hidden_states
         hidden_states = self.post_attention_layernorm(residual)
+        if not use_expert:
+            return residual + self.mlp(hidden_states)
+        # Before the MLP, whose intermediates are the largest: the guidance may be gone by then.
+        weights = self._get_expert_weights(hidden_states.dtype, expert_inputs, past_key_values)
         update = self.mlp(hidden_states)
-        if use_expert:
-            weights = self._get_expert_weights(hidden_states, expert_inputs, past_key_values)
-            update = self.apply_expert(hidden_states, *weights, update=update)
-        return residual + update
+        return residual + self.apply_expert(hidden_states, *weights, update=update)
 
     def _get_expert_weights(
-        self, hidden_states: torch.Tensor, expert_inputs: tuple[torch.Tensor, ...], cache: Any
+        self, dtype: torch.dtype, expert_inputs: tuple[Any, ...], cache: Any
     ) -> tuple[torch.Tensor, ...]:
         carried = get_carried(cache)
         if carried is not None and self.layer_idx in carried:
             return carried[self.layer_idx]
-        weights = self.language_expert(hidden_states.dtype, *expert_inputs)
+        if expert_inputs and isinstance(expert_inputs[0], list):
+            expert_inputs = (expert_inputs[0].pop(), *expert_inputs[1:])
+        weights = self.language_expert(dtype, *expert_inputs)
         if weights[0].ndim == 3 and len(weights) == 2:  # one expert a sample: W_d is (B, 2R, D)
             carry(cache, self.layer_idx, weights)
         return weights
@@ -161,6 +165,7 @@ class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.expert_blocks = frozenset(hyperllava_config.language_expert_blocks)
+        self.last_expert_block = max(self.expert_blocks, default=None)
         self.expert_source = hyperllava_config.expert_source
         self.guides_whole_samples = hyperllava_config.guides_whole_samples
         self.guidance_pooling = hyperllava_config.language_guidance_pooling
@@ -261,7 +266,7 @@ class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
                 drop_carried(cache)
             else:
                 raise_if_rows_differ(cache, hidden_states.shape[0])
-        expert_inputs: tuple[torch.Tensor, ...] = ()
+        expert_inputs: tuple[Any, ...] = ()
         for n, layer in enumerate(self.layers):
             if n == self.guidance_layer and is_new and self.experts_enabled:
                 expert_inputs = self._build_expert_inputs(hidden_states, guidance_mask)
@@ -269,6 +274,10 @@ class HyperLlavaTextModel(ExpertInitialization, AttentionChoice, LlamaModel):
                 if expert_inputs and expert_inputs[0].device != hidden_states.device:
                     # Blocks on another device: moved there once, not by each block for itself.
                     expert_inputs = tuple(t.to(hidden_states.device) for t in expert_inputs)
+                if n == self.last_expert_block and expert_inputs and not torch.is_grad_enabled():
+                    # Callers hold their arguments until they return. Where the cache is fullest,
+                    # fp32 guidance of every position would come on top of LLaVA's peak.
+                    expert_inputs = ([expert_inputs[0]], *expert_inputs[1:])
                 hidden_states = layer(
                     hidden_states, *expert_inputs, use_expert=True, **block_kwargs
                 )

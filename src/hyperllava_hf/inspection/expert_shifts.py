@@ -46,7 +46,7 @@ class ShiftRecorder:
     def __init__(self) -> None:
         self.outputs: dict[str, torch.Tensor] = {}
         self.updates: dict[str, torch.Tensor] = {}
-        self._block_inputs: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, tuple[torch.Tensor, ...]] = {}
 
     def _catch_linear(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -61,14 +61,15 @@ class ShiftRecorder:
 
     def _catch_mlp(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            self._block_inputs[name] = args[0]
+            # A block makes its expert's weights before its MLP runs.
+            self.updates[name] = apply_expert(args[0], *self._weights.pop(name)).float()
             self.outputs[name] = output.float()
 
         return hook
 
     def _catch_language_weights(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], weights: Any) -> None:
-            self.updates[name] = apply_expert(self._block_inputs[name], *weights).float()
+            self._weights[name] = weights
 
         return hook
 
