@@ -47,6 +47,7 @@ quality: .nox/ready-5
 BENCH_WORK ?= /tmp
 bench: .nox/ready-5
 	@set -e; for name in decode prefill memory attention; do $(NEWEST) benchmarks/bench_$$name.py $(BENCH); done
+	@$(NEWEST) benchmarks/count_memory.py
 	@$(NEWEST) benchmarks/bench_load.py --work $(BENCH_WORK) $(BENCH)
 	@$(NEWEST) benchmarks/bench_processor.py
 	@$(NEWEST) benchmarks/profile_decode.py
