@@ -74,6 +74,17 @@ def test_wrong_command_line_is_one_line_and_code_2(
     assert message in captured.err
 
 
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_cuts_no_word_at_80_columns(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "..." in line or "\N{HORIZONTAL ELLIPSIS}" in line]
+    assert len(usage) <= 80
+
+
 @pytest.mark.parametrize(
     ("error", "code", "last_line"),
     [

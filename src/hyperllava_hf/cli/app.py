@@ -54,6 +54,8 @@ def build_app() -> typer.Typer:
         name="hyperllava",
         callback=start,
         add_completion=False,
+        # In panels of 80 columns long options would be cut, and three of them look alike.
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for name in COMMANDS:

@@ -23,7 +23,7 @@ hyperllava ask before.png after.png --model user/name --interactive"""
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("ask", epilog=EXAMPLES)(ask)
+    app.command("ask", epilog=EXAMPLES, short_help="Ask questions about images.")(ask)
 
 
 def read_lines() -> Iterator[str]:

@@ -81,7 +81,9 @@ HashOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("convert", epilog=EXAMPLES)(convert)
+    app.command("convert", epilog=EXAMPLES, short_help="Turn a LLaVA into a HyperLLaVA, or back.")(
+        convert
+    )
 
 
 def parse_layers(value: str | None) -> str | list[int] | None:
@@ -98,7 +100,9 @@ def parse_layers(value: str | None) -> str | list[int] | None:
 
 def convert(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="Folder, mm_projector.bin or Hub id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, mm_projector.bin or Hub id.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write.")],
     to: ToOption = "hyperllava",
     layout: LayoutOption = None,

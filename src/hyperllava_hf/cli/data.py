@@ -54,7 +54,9 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Check training data before a GPU is rented.", epilog=EXAMPLES)
     # With one command alone, typer would drop its name.
     group.callback()(start)
-    group.command("check", epilog=CHECK_EXAMPLES)(check)
+    group.command(
+        "check", epilog=CHECK_EXAMPLES, short_help="Report rows that cannot be trained on."
+    )(check)
     app.add_typer(group, name="data")
 
 

@@ -45,15 +45,23 @@ hyperllava experts attach liuhaotian/llava-v1.5-7b experts.safetensors ./my-mode
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     about = "Take a model's experts out into a file, put them back on their base, or freeze them."
-    group = typer.Typer(help=about, epilog=EXAMPLES)
-    group.command("extract", epilog=EXTRACT_EXAMPLES)(extract)
+    group = typer.Typer(
+        help=about, short_help="Extract, attach or freeze experts.", epilog=EXAMPLES
+    )
+    group.command("extract", epilog=EXTRACT_EXAMPLES, short_help="Write experts to a file.")(
+        extract
+    )
     group.command("attach", epilog=ATTACH_EXAMPLES)(attach)
-    group.command("freeze", epilog=FREEZE_EXAMPLES)(freeze)
+    group.command(
+        "freeze", epilog=FREEZE_EXAMPLES, short_help="Replace experts by their mean over data."
+    )(freeze)
     app.add_typer(group, name="experts")
 
 
 def extract(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a HyperLLaVA.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a HyperLLaVA.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     overwrite: OverwriteOption = False,
     revision: RevisionOption = None,
@@ -71,8 +79,12 @@ def extract(
 
 
 def attach(
-    base: Annotated[str, typer.Argument(help="Folder or Hub id of the base, in any layout.")],
-    experts: Annotated[Path, typer.Argument(help="What `experts extract` wrote.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Folder or Hub id of the base, in any layout.")
+    ],
+    experts: Annotated[
+        Path, typer.Argument(metavar="EXPERTS", help="What `experts extract` wrote.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     layout: LayoutOption = None,
     base_llm: BaseOption = None,
@@ -109,7 +121,9 @@ def attach(
 
 
 def freeze(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a HyperLLaVA.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a HyperLLaVA.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     data: Annotated[
         list[str], typer.Option(help="LLaVA file or dataset like the inputs to come; repeatable.")

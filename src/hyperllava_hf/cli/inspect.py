@@ -25,7 +25,9 @@ hyperllava inspect ./my-model --image photo.png --question "Describe the image."
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("inspect", epilog=EXAMPLES)(inspect)
+    app.command(
+        "inspect", epilog=EXAMPLES, short_help="Show a checkpoint's experts, and what they do."
+    )(inspect)
 
 
 def build_summary_table(summary: "CheckpointSummary") -> "Table":
@@ -74,7 +76,9 @@ def build_shift_table(shifts: "list[ExpertShift]") -> "Table":
 def inspect(
     model: Annotated[
         str | None,
-        typer.Argument(help="Folder or Hub id.", show_default="the bundled checkpoint"),
+        typer.Argument(
+            metavar="CHECKPOINT", help="Folder or Hub id.", show_default="the bundled checkpoint"
+        ),
     ] = None,
     revision: RevisionOption = None,
     image: Annotated[

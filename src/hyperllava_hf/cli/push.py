@@ -21,7 +21,7 @@ hyperllava push ./my-model user/my-model --private --base-model llava-hf/llava-1
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("push", epilog=EXAMPLES)(push)
+    app.command("push", epilog=EXAMPLES, short_help="Push a checkpoint to the Hub.")(push)
 
 
 def format_size(num_bytes: int) -> str:
@@ -71,8 +71,12 @@ def build_json(report: "PushReport") -> dict[str, object]:
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of model and processor.")],
-    repo: Annotated[str, typer.Argument(help="Repository, as user/name; created if missing.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of model and processor.")
+    ],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="Repository, as user/name; created if missing.")
+    ],
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository private.")
     ] = False,

@@ -66,8 +66,12 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     about = "Train the paper's two stages on LLaVA data, from a recipe."
     group = typer.Typer(help=about, epilog=EXAMPLES)
-    group.command("align", epilog=ALIGN_EXAMPLES)(align)
-    group.command("instruct", epilog=INSTRUCT_EXAMPLES)(instruct)
+    group.command(
+        "align", epilog=ALIGN_EXAMPLES, short_help="Stage 1: projector and visual expert."
+    )(align)
+    group.command("instruct", epilog=INSTRUCT_EXAMPLES, short_help="Stage 2: instruction tuning.")(
+        instruct
+    )
     group.command("recipes", epilog=RECIPES_EXAMPLES)(recipes)
     app.add_typer(group, name="train")
 
