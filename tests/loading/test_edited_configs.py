@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
 
 from hyperllava_hf import HyperLlavaConfig, HyperLlavaForConditionalGeneration
 from tests.modeling.tiny_models import NUM_BLOCKS, ROWS, batch, differ, logits, tiny_model
@@ -23,6 +23,14 @@ CONTRADICTIONS = {
     "narrower code": ({"expert_input_dim": 4}, r"another shape.*language_expert.*[\[(]4,"),
     "other width": ({"hidden_size": 32}, r"another shape.*lm_head.*32"),
     "other vocabulary": ({"vocab_size": 80}, r"another shape.*lm_head.*80, 16"),
+    "no projector bias": (
+        {"multimodal_projector_bias": False},
+        r"2 base weights that its config\.json.*linear_1\.bias",
+    ),
+    "smaller tower": (
+        {"vision_config": {"num_hidden_layers": 2}},
+        r"16 base weights that its config\.json.*vision_tower",
+    ),
     "expert elsewhere": ({"visual_expert": "second"}, r"another shape.*visual_expert"),
 }
 
@@ -38,7 +46,7 @@ def edit(folder, fields):
     stored = json.loads(path.read_text())
     for name, value in fields.items():
         place = stored["text_config"] if name in stored["text_config"] else stored
-        place[name] = value
+        place[name] = {**place[name], **value} if isinstance(value, dict) else value
     path.write_text(json.dumps(stored))
 
 
@@ -90,6 +98,21 @@ def test_the_same_changes_are_taken_where_the_caller_makes_them(folder):
     assert len(fewer.model.language_model.layers) == NUM_BLOCKS - 1
     plain = AutoModelForImageTextToText.from_pretrained(folder, language_expert_layers="none")
     assert not plain.config.language_expert_blocks
+    config = HyperLlavaConfig.from_pretrained(folder)
+    config.vision_config.num_hidden_layers -= 1
+    smaller = HyperLlavaForConditionalGeneration.from_pretrained(folder, config=config)
+    named = {name for name, _ in smaller.named_parameters() if "vision_tower" in name}
+    assert not any(f".layers.{config.vision_config.num_hidden_layers}." in name for name in named)
+    bare = HyperLlavaForConditionalGeneration.from_pretrained(
+        folder, multimodal_projector_bias=False
+    )
+    assert bare.model.multi_modal_projector.linear_1.bias is None
+
+
+def test_a_configuration_of_llavas_own_class_is_refused(folder):
+    config = LlavaConfig.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"found a LlavaConfig, expected a HyperLlavaConfig"):
+        HyperLlavaForConditionalGeneration.from_pretrained(folder, config=config)
 
 
 def test_the_folder_loads_again_once_its_config_is_restored(folder):

@@ -26,6 +26,14 @@ logger = logging.get_logger(__name__)
 EXPERT_KEY = re.compile(r"(^|\.)(visual_expert|language_expert)\.")
 # A weight that every block has; older files hold rotary buffers besides, which no model needs.
 DECODER_BLOCK = re.compile(r"language_model\.layers\.(\d+)\.self_attn\.q_proj\.weight$")
+# What a block, a layer of the tower and the projector hold, and a configuration can take away.
+OWN_WEIGHT = re.compile(r"(\.layers\.\d+\..+|multi_modal_projector\.linear_\d)\.(weight|bias)$")
+# Fields of LLaVA's configuration that take such weights away, by the part that has them.
+SIZE_FIELDS = {
+    "": ("multimodal_projector_bias",),
+    "text_config": ("num_hidden_layers", "attention_bias", "mlp_bias"),
+    "vision_config": ("num_hidden_layers",),
+}
 
 # Where each part of LLaVA stands in its layouts on the Hub (before and since transformers 4.52,
 # and as transformers 5 has it in memory): source pattern, part. A key matches one row at most.
@@ -102,9 +110,33 @@ def departs_from_file(config: Any, stored_fields: dict[str, Any]) -> bool:
     if not hasattr(config, "text_config"):
         return False
     stored = type(config).from_dict(stored_fields)
-    return config.num_blocks != stored.num_blocks or any(
-        getattr(config, name) != getattr(stored, name) for name in EXPERT_FIELDS
+    pairs = [(config, stored, EXPERT_FIELDS)]
+    for part, names in SIZE_FIELDS.items():
+        ours, theirs = (getattr(one, part) if part else one for one in (config, stored))
+        pairs.append((ours, theirs, names))
+    return any(
+        getattr(ours, name, None) != getattr(theirs, name, None)
+        for ours, theirs, names in pairs
+        for name in names
     )
+
+
+def raise_if_config_is_llavas(config: Any, config_class: Any) -> None:
+    """Refuse a configuration of LLaVA's own class, which says nothing of experts.
+
+    Args:
+        config: What the caller gave as `config`.
+        config_class: `HyperLlavaConfig`.
+
+    Raises:
+        ValueError: If it is a configuration of another class than ours.
+    """
+    if hasattr(config, "text_config") and not hasattr(config, "language_expert_blocks"):
+        ours = config_class.__name__
+        raise ValueError(
+            f"config: found a {type(config).__name__}, expected a {ours}. Make one of it with "
+            f"{ours}(**config.to_dict()), or leave config out."
+        )
 
 
 def describe_mismatch(mismatched: Any, error: Exception) -> str:
@@ -168,6 +200,13 @@ def check_loaded_keys(
             f"for: {', '.join(sorted(blocks, key=int)[:NUM_NAMED])}. Restore "
             "text_config.num_hidden_layers of config.json, or pass a changed configuration as "
             "config= to leave blocks out on purpose."
+        )
+    own = [key for key in unexpected if OWN_WEIGHT.search(key) and not is_expert_key(key)]
+    if own and not may_drop_experts:
+        raise ValueError(
+            f"The checkpoint holds {len(own)} base weights that its config.json has no place for: "
+            f"{_name_some(own)}. Restore config.json, or pass a changed configuration as config= "
+            "to leave them out on purpose."
         )
     fresh = [key for key in missing if is_expert_key(key)]
     if fresh:
@@ -241,8 +280,10 @@ class CheckpointFormat(PreTrainedModel):
                 pattern: part if part == "lm_head." else prefix + part
                 for pattern, part in LLAVA_LAYOUTS.items()
             }
+        raise_if_config_is_llavas(kwargs.get("config"), cls.config_class)
         stored = read_stored_fields(cls.config_class, pretrained_model_name_or_path, kwargs)
-        may_drop_experts = any(name in kwargs for name in EXPERT_FIELDS) or departs_from_file(
+        changes = (*EXPERT_FIELDS, *SIZE_FIELDS[""], "text_config", "vision_config")
+        may_drop_experts = any(name in kwargs for name in changes) or departs_from_file(
             kwargs.get("config"), stored
         )
         kwargs = complete_loading_keywords(kwargs, stored)
