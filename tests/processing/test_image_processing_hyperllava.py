@@ -135,7 +135,7 @@ CONTRADICTIONS = [
     ({"size": (20, 30)}, "do_pad makes squares"),
     ({"size": 28, "do_pad": False, "do_center_crop": False}, "would keep their own shapes"),
     ({"size": 28, "crop_size": 14, "do_center_crop": False}, "but crop_size is"),
-    ({"image_mean": [0.5]}, "3 values each"),
+    ({"image_mean": [0.5]}, "3 finite numbers each"),
     ({"image_std": [0, 1, 1]}, "image_std must be positive"),
 ]
 
@@ -149,7 +149,9 @@ def test_contradicting_settings_raise_when_built_and_when_called(settings, part)
 
 
 def test_all_contradictions_are_named_at_once():
-    with pytest.raises(ValueError, match=escape("3 values each", "would keep their own shapes")):
+    with pytest.raises(
+        ValueError, match=escape("3 finite numbers each", "would keep their own shapes")
+    ):
         HyperLlavaImageProcessor(image_mean=[1], do_pad=False, do_center_crop=False)
 
 

@@ -30,6 +30,7 @@ LEFT_OUT = {
         r"(checkpoint-|global_step)\d+",
         r"zero_to_fp32\.py",
         r"runs|wandb|events\.out\.tfevents.*",
+        r"logs?|.*\.log|slurm-\d+.*",
     ),
     "is a tool's own": (
         r"__pycache__|.*\.py[co]",
@@ -42,11 +43,13 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
 TEXT_SUFFIXES = {".json", ".py", ".md", ".txt", ".jinja", ".yaml", ".yml", ".csv", ".toml", ""}
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
-LARGEST_TEXT = 2**20
+# Of what is searched for a token at a time, and how much of it is looked at once more.
+PIECE, OVERLAP = 2**20, 2**8
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 NEEDED = {
     "processor": ("processor_config.json", "preprocessor_config.json"),
     "tokenizer": ("tokenizer.json",),
+    "settings of the tokenizer": ("tokenizer_config.json",),
 }
 
 
@@ -68,9 +71,10 @@ def find_reason(name: str) -> str | None:
 
 def is_pickle(path: Path) -> bool:
     """Tell a pickle, of Python or of torch, by its name or its first bytes."""
-    if path.suffix in PICKLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in PICKLE_SUFFIXES:
         return True
-    if path.suffix in TEXT_SUFFIXES - {""} or path.suffix == ".safetensors":
+    if suffix in TEXT_SUFFIXES - {""} or suffix == ".safetensors":
         return False
     with path.open("rb") as file:
         start = file.read(4)
@@ -81,10 +85,16 @@ def is_pickle(path: Path) -> bool:
 
 
 def holds_token(path: Path) -> bool:
-    """Tell whether a small text file spells out a Hub token."""
-    if path.suffix not in TEXT_SUFFIXES or path.stat().st_size > LARGEST_TEXT:
+    """Tell whether a file that holds no tensors spells out a Hub token, whatever its name."""
+    if path.suffix.lower() == ".safetensors":
         return False
-    return TOKEN.search(path.read_bytes()) is not None
+    seen = b""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            seen = seen[-OVERLAP:] + piece
+            if TOKEN.search(seen):
+                return True
+    return False
 
 
 def list_files(folder: Path) -> FolderFiles:

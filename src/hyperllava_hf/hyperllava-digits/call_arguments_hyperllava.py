@@ -32,6 +32,8 @@ _WITHOUT_EFFECT = frozenset(
         "text_pair",
     )
 )
+# What transformers' tokenizers take; a row is one text, so that all of them but the last cut it.
+TRUNCATIONS = (True, False, "longest_first", "only_first", "only_second", "do_not_truncate")
 
 
 @dataclass
@@ -76,6 +78,22 @@ class TextArguments:
         name = getattr(self.truncation, "value", self.truncation)
         return name not in (False, None, "do_not_truncate")
 
+    def raise_if_invalid(self) -> None:
+        """Check what a tokenizer would refuse, since rows are cut here.
+
+        Raises:
+            ValueError: If truncation is of no known kind, or max_length no length.
+        """
+        name = getattr(self.truncation, "value", self.truncation)
+        if name not in (None, *TRUNCATIONS):
+            raise ValueError(
+                f"truncation: found {self.truncation!r}, expected one of "
+                f"{', '.join(map(repr, TRUNCATIONS))}."
+            )
+        length = self.max_length
+        if length is not None and not (isinstance(length, int) and length >= 1):
+            raise ValueError(f"max_length: found {length!r}, expected an integer of at least 1.")
+
 
 TEXT_ARGUMENTS = frozenset(field.name for field in fields(TextArguments))
 CALL_ARGUMENTS = (
@@ -96,7 +114,8 @@ def sort_arguments(arguments: dict[str, Any]) -> tuple[TextArguments, dict[str, 
         The arguments for the text and the settings for the images.
 
     Raises:
-        ValueError: If a name is given twice with different values.
+        ValueError: If a name is given twice with different values, or a value is none that it
+            can have.
     """
     arguments = dict(arguments)
     common = arguments.pop("common_kwargs", None) or {}
@@ -128,4 +147,6 @@ def sort_arguments(arguments: dict[str, Any]) -> tuple[TextArguments, dict[str, 
                 unknown.append(name)
     if unknown:
         logger.warning_once(f"HyperLlavaProcessor ignores {', '.join(sorted(unknown))}.")
-    return TextArguments(**text), images
+    sorted_text = TextArguments(**text)
+    sorted_text.raise_if_invalid()
+    return sorted_text, images

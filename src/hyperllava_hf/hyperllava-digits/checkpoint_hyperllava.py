@@ -10,8 +10,10 @@ Unusual: a missing base weight is an error. transformers would warn and answer f
 
 import contextlib
 import inspect
+import os
 import re
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from transformers.modeling_utils import PreTrainedModel
@@ -95,6 +97,24 @@ def read_stored_fields(config_class: Any, path: Any, kwargs: dict[str, Any]) -> 
         return {}
 
 
+def raise_if_config_is_missing(path: Any, stored_fields: dict[str, Any]) -> None:
+    """Refuse a folder that does not say what its decoder is: defaults would build one of 7B.
+
+    Args:
+        path: Folder or Hub id.
+        stored_fields: The checkpoint's `config.json`.
+
+    Raises:
+        ValueError: If a folder has none, or it has no `text_config`.
+    """
+    if "text_config" not in stored_fields and (stored_fields or os.path.isdir(path or "")):
+        found = "config.json without text_config" if stored_fields else "no config.json"
+        raise ValueError(
+            f"{path}: found {found}, expected that of a LLaVA or HyperLLaVA, as save_pretrained "
+            "writes it. Get it again, or pass config=."
+        )
+
+
 def departs_from_file(config: Any, stored_fields: dict[str, Any]) -> bool:
     """Tell whether the caller's configuration means other experts or blocks than the checkpoint's.
 
@@ -110,7 +130,7 @@ def departs_from_file(config: Any, stored_fields: dict[str, Any]) -> bool:
     if not hasattr(config, "text_config"):
         return False
     stored = type(config).from_dict(stored_fields)
-    pairs = [(config, stored, EXPERT_FIELDS)]
+    pairs: list[tuple[Any, Any, Iterable[str]]] = [(config, stored, EXPERT_FIELDS)]
     for part, names in SIZE_FIELDS.items():
         ours, theirs = (getattr(one, part) if part else one for one in (config, stored))
         pairs.append((ours, theirs, names))
@@ -282,6 +302,8 @@ class CheckpointFormat(PreTrainedModel):
             }
         raise_if_config_is_llavas(kwargs.get("config"), cls.config_class)
         stored = read_stored_fields(cls.config_class, pretrained_model_name_or_path, kwargs)
+        if kwargs.get("config") is None:
+            raise_if_config_is_missing(pretrained_model_name_or_path, stored)
         changes = (*EXPERT_FIELDS, *SIZE_FIELDS[""], "text_config", "vision_config")
         may_drop_experts = any(name in kwargs for name in changes) or departs_from_file(
             kwargs.get("config"), stored
@@ -304,7 +326,9 @@ class CheckpointFormat(PreTrainedModel):
             except RuntimeError as error:
                 if "mismatch" not in str(error):
                     raise
-                # Both lines know the shapes, and tell them only where mismatches are allowed.
+                # Both lines know the shapes, and tell them only where mismatches are allowed. The
+                # first model still hangs on the frames of its error.
+                traceback.clear_frames(error.__traceback__)
                 kwargs = {**kwargs, "ignore_mismatched_sizes": True}
                 _, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
                 if not info["mismatched_keys"]:

@@ -1,12 +1,17 @@
 """The processor's calls on conversations: render, tokenise, place labels and guidance."""
 
+import re
 from typing import Any
+
+from transformers.utils import logging
 
 from .call_arguments_hyperllava import CALL_ARGUMENTS, sort_arguments
 from .chat_templates_hyperllava import choose_columns, resolve_template
 from .conversations_hyperllava import name_sample, normalize_messages, split_batch
 from .image_batches_hyperllava import collect_images
 from .rendering_hyperllava import RenderedChat, render_chats
+
+logger = logging.get_logger(__name__)
 
 
 class ConversationCalls:
@@ -89,6 +94,12 @@ class ConversationCalls:
             **self.tokenizer.special_tokens_map,
             **kwargs,
         }
+        unread = [name for name in kwargs if not re.search(rf"\b{re.escape(name)}\b", template)]
+        if unread:
+            logger.warning_once(
+                f"apply_chat_template: {', '.join(sorted(unread))} is neither an argument nor a "
+                "variable of the template, and has no effect."
+            )
         messages = [cleaned for cleaned, _ in normalized]
         chats = render_chats(messages, template, options, tokenize and bool(extras))
         if not tokenize:

@@ -217,7 +217,8 @@ def _from_deep_samples(image: Image.Image) -> Image.Image:
                 f"found 32-bit samples from {samples.min()} to {samples.max()}, expected 0..65535. "
                 "Scale the image to 8 or 16 bits."
             )
-        samples = samples.astype(np.uint16)
+        # By range, as for an array of wide integers: 16 bits that never pass 255 would be black.
+        samples = samples.astype(np.uint8 if samples.max() <= 255 else np.uint16)
     elif image.mode != "F":
         samples = samples.astype(np.uint16)
     return Image.fromarray(to_uint8(samples))

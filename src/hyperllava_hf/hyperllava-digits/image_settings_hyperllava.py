@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,10 +53,14 @@ def as_size(size: Any, name: str, edge: str) -> dict[str, int]:
         size = {"height": size[0], "width": size[1]}
     elif isinstance(size, (int, np.integer)) and not isinstance(size, bool):
         size = {edge: size} if edge == "shortest_edge" else {"height": size, "width": size}
-    found = {key: int(value) for key, value in dict(size).items() if value is not None}
-    if set(found) not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
+    try:
+        found = {key: int(value) for key, value in dict(size).items() if value is not None}
+    except (TypeError, ValueError):
+        found = size
+    keys = set(found) if isinstance(found, dict) else set()
+    if keys not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
         raise ValueError(
-            f"{name} is {found}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
+            f"{name} is {found!r}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
             f"n, 'width': m}}. For LLaVA-1.5 write {name}=336."
         )
     return found
@@ -79,6 +84,48 @@ def as_crop_size(crop_size: Any, size: dict[str, int]) -> dict[str, int]:
     return {"height": edge, "width": edge} if edge else crop
 
 
+def as_filter(resample: Any) -> int:
+    """Bring a resampling filter to Pillow's number.
+
+    Args:
+        resample: Pillow's filter, or its number.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return int(Image.Resampling(resample))
+    except ValueError:
+        known = ", ".join(f"{item.value} ({item.name.lower()})" for item in Image.Resampling)
+        raise ValueError(f"resample is {resample!r}, expected one of {known}.") from None
+
+
+def as_numbers(values: Any) -> Any:
+    """Bring a row of numbers to a list of floats; what is none is left for `check_settings`.
+
+    Args:
+        values: Mean or deviation per channel.
+
+    Returns:
+        The list, or the values as they are.
+    """
+    is_row = isinstance(values, (list, tuple, np.ndarray)) and all(map(_is_number, values))
+    return [float(value) for value in values] if is_row else values
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, (int, float, np.integer, np.floating))
+    return is_real and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _are_three_numbers(values: Any) -> bool:
+    is_row = isinstance(values, (list, tuple, np.ndarray)) and len(values) == 3
+    return is_row and all(map(_is_number, values))
+
+
 def check_settings(settings: dict[str, Any]) -> None:
     """Report contradictions before any image is read.
 
@@ -90,10 +137,16 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     faults = []
     size, crop = settings["size"], settings["crop_size"]
-    if len(settings["image_mean"]) != 3 or len(settings["image_std"]) != 3:
-        faults.append("image_mean and image_std need 3 values each")
+    if not all(_are_three_numbers(settings[name]) for name in ("image_mean", "image_std")):
+        faults.append(
+            f"image_mean is {settings['image_mean']!r} and image_std {settings['image_std']!r}, "
+            "expected 3 finite numbers each"
+        )
     elif min(settings["image_std"]) <= 0:
         faults.append("image_std must be positive")
+    factor = settings["rescale_factor"]
+    if not (_is_number(factor) and factor > 0):
+        faults.append(f"rescale_factor is {factor!r}, expected a number above 0")
     if settings["do_pad"] and settings["do_resize"] and size.get("height") != size.get("width"):
         faults.append(f"do_pad makes squares, but size is {size}")
     if settings["do_resize"] and not settings["do_center_crop"]:

@@ -34,6 +34,7 @@ from .guidance_hyperllava import (
     raise_if_packed,
     raise_if_shapes_differ,
 )
+from .image_rows_hyperllava import count_images, cut_candidates, find_placeholders
 from .inspection_hyperllava import collect_expert_weights
 from .lockstep_hyperllava import join_blank_image, trains_with_others
 from .placement_hyperllava import complete_device_map
@@ -65,24 +66,6 @@ def continues_cache(past_key_values: Any, length: int) -> bool:
     if torch.compiler.is_compiling() and isinstance(seen, torch.Tensor):
         return False
     return int(seen) > 0
-
-
-def count_images(input_ids: torch.Tensor | None, image_token_id: int, num_images: int) -> list[int]:
-    """Count the images of each row by their placeholders.
-
-    Args:
-        input_ids: Token ids (B, L), or None where the call gives embeddings.
-        image_token_id: The placeholder.
-        num_images: N, images of all rows, each with as many placeholders.
-
-    Returns:
-        list[int]: Images of each row; one a row where placeholders do not tell.
-    """
-    if input_ids is None or input_ids.numel() == 0:
-        return [1] * num_images
-    placeholders = (input_ids == image_token_id).sum(-1)  # (B,)
-    counts = (placeholders * num_images // placeholders.sum().clamp(min=1)).tolist()
-    return counts if sum(counts) == num_images else [1] * num_images
 
 
 class HyperLlavaPreTrainedModel(ExpertInitialization, CheckpointFormat, AttentionChoice):
@@ -230,11 +213,7 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         """
         if not torch.compiler.is_compiling():
             return super().get_placeholder_mask(input_ids, inputs_embeds, image_features)
-        if input_ids is None:
-            token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        mask = find_placeholders(self, inputs_embeds if input_ids is None else input_ids)
         torch._assert_async(
             mask.sum() * inputs_embeds.shape[-1] == image_features.numel(),
             "Image features and image tokens do not match.",
@@ -268,8 +247,8 @@ class HyperLlavaModel(HyperLlavaPreTrainedModel, LlavaModel):
         if guidance_mask is not None:
             raise_if_shapes_differ(guidance_mask, (batch_size, length))
         raise_if_packed(attn_implementation, position_ids, known, kwargs)
-        is_image = inputs == self.config.image_token_id if inputs.ndim == 2 else None
         pooling = self.config.language_guidance_pooling
+        is_image = find_placeholders(self, inputs) if pooling == "text" else None
         return build_prompt_mask(guidance_mask, attended, is_image, pooling)
 
     def check_continuation(self, past_key_values: Any, guidance_mask: torch.Tensor | None) -> None:
@@ -419,7 +398,8 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         if retokenizes or not getattr(assistant_config, "guides_whole_samples", False):
             # LLaVA as an assistant knows no such argument; other tokens have other positions.
             model_kwargs = {k: v for k, v in model_kwargs.items() if k != "guidance_mask"}
-        return super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
+        generator = super()._get_candidate_generator(model_kwargs=model_kwargs, **kwargs)
+        return cut_candidates(generator, self.config.image_token_id)
 
     def _expand_inputs_for_generation(
         self,
@@ -446,6 +426,10 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         # 5.x has encoded the images by now; 4.57 would repeat each image by itself, and so give
         # the copies of a row with several images the wrong ones.
         pixel_values = model_kwargs.pop("pixel_values", None) if expand_size > 1 else None
+        if pixel_values is not None:
+            has_ids = input_ids is not None and input_ids.numel() > 0
+            prompt = input_ids if has_ids else model_kwargs["inputs_embeds"]
+            counts = count_images(find_placeholders(self, prompt), pixel_values.shape[0])
         expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
@@ -453,7 +437,6 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
             **model_kwargs,
         )
         if pixel_values is not None:
-            counts = count_images(input_ids, self.config.image_token_id, pixel_values.shape[0])
             copies = [own.repeat(expand_size, 1, 1, 1) for own in pixel_values.split(counts)]
             model_kwargs["pixel_values"] = torch.cat(copies)
         return expanded_ids, model_kwargs
@@ -485,6 +468,12 @@ class HyperLlavaForConditionalGeneration(HyperLlavaPreTrainedModel, LlavaForCond
         )
         inputs = model_inputs.get("inputs_embeds")
         inputs = model_inputs["input_ids"] if inputs is None else inputs
+        pixel_values = kwargs.get("pixel_values")
+        is_left = pixel_values is not None and model_inputs.get("pixel_values") is None
+        if is_left and inputs.ndim == 2 and inputs.shape[1] > 1:
+            # 4.57 hands images on with an empty cache alone; a later turn may show new ones.
+            shows = bool((inputs == self.config.image_token_id).any())
+            model_inputs["pixel_values"] = pixel_values if shows else None
         is_first = not continues_cache(model_inputs.get("past_key_values"), inputs.shape[1])
         if guidance_mask is not None and self.model.guides_whole_samples and is_first:
             # Without a cache, or with candidates appended, the step is longer than the prompt.

@@ -80,7 +80,7 @@ class HyperLlavaProcessor(ConversationCalls, ProcessorFolder, ProcessorMixin):
         image_token: str = "<image>",
         chat_template: str | dict[str, str] | None = None,
     ) -> None:
-        if not isinstance(patch_size, int) or patch_size < 1:
+        if not isinstance(patch_size, int) or isinstance(patch_size, bool) or patch_size < 1:
             raise ValueError(
                 f"patch_size is {patch_size!r}, expected the edge of a patch of the vision tower "
                 "in pixels. Pass patch_size=14 for LLaVA-1.5's CLIP ViT-L/14, else "
@@ -90,6 +90,12 @@ class HyperLlavaProcessor(ConversationCalls, ProcessorFolder, ProcessorMixin):
             raise ValueError(
                 f"vision_feature_select_strategy is {vision_feature_select_strategy!r}, expected "
                 "'default' or 'full'. Take the value of config.json."
+            )
+        extra = num_additional_image_tokens
+        if not isinstance(extra, int) or isinstance(extra, bool) or extra < 0:
+            raise ValueError(
+                f"num_additional_image_tokens is {extra!r}, expected an integer of at least 0: 1 "
+                "for CLIP's class token."
             )
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy

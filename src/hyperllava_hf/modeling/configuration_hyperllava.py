@@ -259,6 +259,9 @@ class HyperLlavaConfig(LlavaConfig):
                     "to the LLaVA-1.5 architecture"
                 )
         depth = self.vision_config.num_hidden_layers
+        if not is_count(depth):
+            faults.append(f"vision_config.num_hidden_layers: found {depth!r}, expected an integer")
+            return faults
         layer = self.vision_feature_layer
         several = (
             [layer] if is_count(layer) else list(layer) if isinstance(layer, (list, tuple)) else []

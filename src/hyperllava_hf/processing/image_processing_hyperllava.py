@@ -27,6 +27,8 @@ from .image_settings_hyperllava import (
     METADATA,
     SETTINGS,
     as_crop_size,
+    as_filter,
+    as_numbers,
     as_size,
     check_settings,
 )
@@ -89,15 +91,15 @@ class HyperLlavaImageProcessor(BaseImageProcessor):
         super().__init__()
         self.do_resize = do_resize
         self.size = as_size(336 if size is None else size, "size", "shortest_edge")
-        self.resample = int(resample)
+        self.resample = as_filter(resample)
         self.do_center_crop = do_center_crop
         self.crop_size = as_crop_size(crop_size, self.size)
         self.do_pad = do_pad
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
-        self.image_mean = [float(value) for value in image_mean]
-        self.image_std = [float(value) for value in image_std]
+        self.image_mean = as_numbers(image_mean)
+        self.image_std = as_numbers(image_std)
         self.do_convert_rgb = do_convert_rgb
         check_settings(self._settings())
 

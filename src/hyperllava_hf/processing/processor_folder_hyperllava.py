@@ -37,7 +37,15 @@ class ProcessorFolder:
         image_processor = HyperLlavaImageProcessor.from_pretrained(
             pretrained_model_name_or_path, **kwargs
         )
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except KeyError as error:
+            # 4.57 looks for the class in tokenizer_config.json, then among its own models.
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not say which tokenizer it has ({error}); "
+                "expected a tokenizer_config.json with tokenizer_class. Write it with "
+                "tokenizer.save_pretrained(FOLDER)."
+            ) from error
         return [image_processor, tokenizer]
 
     @classmethod
