@@ -2,12 +2,13 @@
 
 import io
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from hyperllava_hf.hub.folder_check import check_folder
+from hyperllava_hf.hub.folder_check import PIECE, check_folder
 
 INDEX = '{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "%s"}}'
 
@@ -28,6 +29,9 @@ INDEX = '{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"
         ("checkpoint-500/model.safetensors", "training run"),
         ("global_step10/zero_pp_rank_0.pt", "training run"),
         ("runs/events.out.tfevents.1", "training run"),
+        ("train.log", "training run"),
+        ("logs/rank-0.txt", "training run"),
+        ("slurm-4711.out", "training run"),
         ("__pycache__/modeling_hyperllava.cpython-311.pyc", "tool"),
         (".cache/huggingface/download", "tool"),
         (".git/config", "tool"),
@@ -105,10 +109,12 @@ def test_pickles_are_refused_by_name_and_by_content(
         check_folder(folder)
 
 
-def test_token_in_a_file_is_refused_and_not_repeated(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["notes.md", "run.sh", "X.JSON", "demo.ipynb", "b.bin.txt", "c"])
+@pytest.mark.parametrize("place", [0, PIECE - 20, 2 * PIECE + 7])
+def test_token_in_a_file_is_refused_and_not_repeated(folder: Path, name: str, place: int) -> None:
     token = "hf_" + "aB3" * 11
-    (folder / "notes.md").write_text(f"login with {token}\n")
-    with pytest.raises(ValueError, match=r"looks like a Hub token in notes\.md") as caught:
+    (folder / name).write_text(f"{' ' * place} {token}\n")
+    with pytest.raises(ValueError, match=f"looks like a Hub token in {re.escape(name)}") as caught:
         check_folder(folder)
     assert token not in str(caught.value)
 
@@ -138,6 +144,7 @@ def test_two_sets_of_weights_are_refused(folder: Path) -> None:
     [
         (("processor_config.json", "preprocessor_config.json"), "processor"),
         (("tokenizer.json",), "tokenizer"),
+        (("tokenizer_config.json",), "settings of the tokenizer"),
     ],
 )
 def test_missing_processor_is_an_error(folder: Path, names: tuple[str, ...], part: str) -> None:

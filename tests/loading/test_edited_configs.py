@@ -109,6 +109,15 @@ def test_the_same_changes_are_taken_where_the_caller_makes_them(folder):
     assert bare.model.multi_modal_projector.linear_1.bias is None
 
 
+@pytest.mark.parametrize("fields", [None, {}, {"model_type": "hyperllava"}])
+def test_a_folder_that_says_nothing_of_its_decoder_is_refused_at_once(folder, fields):
+    (folder / "config.json").unlink()
+    if fields is not None:
+        (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"no config\.json|without text_config"):
+        HyperLlavaForConditionalGeneration.from_pretrained(folder)
+
+
 def test_a_configuration_of_llavas_own_class_is_refused(folder):
     config = LlavaConfig.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"found a LlavaConfig, expected a HyperLlavaConfig"):

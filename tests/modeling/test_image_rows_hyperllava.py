@@ -97,7 +97,9 @@ def test_a_later_turn_over_a_filled_cache_sees_its_own_image(digits, processor):
         given = {**whole, "pixel_values": pixel_values, "past_key_values": cache}
         return digits.generate(**given, **options)
 
-    assert torch.equal(go_on(whole["pixel_values"][1:]), digits.generate(**whole, **marks, **options))
+    assert torch.equal(
+        go_on(whole["pixel_values"][1:]), digits.generate(**whole, **marks, **options)
+    )
     # Not by chance: another image there gives another answer.
     other = ask(processor, [say(QUESTION, 4)])["pixel_values"]
     assert not torch.equal(go_on(other), go_on(whole["pixel_values"][1:]))

@@ -142,6 +142,15 @@ def test_deep_images_are_scaled(mode):
     assert [found.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
 
 
+def test_wide_integers_are_read_by_their_range_as_arrays_are():
+    samples = np.array([[0, 7, 128, 255]], np.int32)
+    image = Image.fromarray(samples)
+    assert image.mode == "I"
+    for source in (image, encode(image, "TIFF"), samples):
+        found = load_rgb_image(source)
+        assert [found.getpixel((x, 0))[0] for x in range(4)] == [0, 7, 128, 255]
+
+
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter

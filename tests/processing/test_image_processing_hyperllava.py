@@ -132,6 +132,11 @@ def test_without_resizing_images_must_fit():
 CONTRADICTIONS = [
     ({"size": 0}, "size is .*0"),
     ({"size": {"longest_edge": 3}}, "longest_edge"),
+    ({"size": "112"}, "size is '112'"),
+    ({"size": {"height": "tall", "width": 3}}, "tall"),
+    ({"image_mean": 0.5}, "image_mean is 0.5"),
+    ({"image_std": [float("nan")] * 3}, "image_std .*nan.*finite"),
+    ({"rescale_factor": "a"}, "rescale_factor is 'a'"),
     ({"size": (20, 30)}, "do_pad makes squares"),
     ({"size": 28, "do_pad": False, "do_center_crop": False}, "would keep their own shapes"),
     ({"size": 28, "crop_size": 14, "do_center_crop": False}, "but crop_size is"),
@@ -153,6 +158,12 @@ def test_all_contradictions_are_named_at_once():
         ValueError, match=escape("3 finite numbers each", "would keep their own shapes")
     ):
         HyperLlavaImageProcessor(image_mean=[1], do_pad=False, do_center_crop=False)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", 77, None])
+def test_an_unknown_filter_is_named_with_the_known_ones(resample):
+    with pytest.raises(ValueError, match=r"resample is .*expected one of .*3 \(bicubic\)"):
+        HyperLlavaImageProcessor(resample=resample)
 
 
 def test_a_misspelt_setting_is_named():

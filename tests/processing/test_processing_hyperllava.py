@@ -15,6 +15,7 @@ from hyperllava_hf.processing import (
     HyperLlavaProcessor,
     build_processor,
     call_arguments_hyperllava,
+    conversation_calls_hyperllava,
 )
 from tests.processing.builders import (
     answer,
@@ -260,6 +261,34 @@ def test_arguments_that_nothing_reads_are_said(processor, monkeypatch):
     monkeypatch.setattr(call_arguments_hyperllava.logger, "warning_once", said.append)
     processor(text="A", paddding=True, videos_kwargs={})
     assert said == ["HyperLlavaProcessor ignores paddding."]
+
+
+def test_words_that_a_template_does_not_read_are_said(processor, monkeypatch):
+    said = []
+    monkeypatch.setattr(conversation_calls_hyperllava.logger, "warning_once", said.append)
+    chat = [{"role": "user", "content": "A"}]
+    processor.apply_chat_template(chat, chat_template="{{ colour }}", colour="red", return_label=1)
+    assert [line.split(" is ")[0] for line in said] == ["apply_chat_template: return_label"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"truncation": "bogus", "max_length": 2}, "truncation: found 'bogus', expected one of"),
+        ({"truncation": True, "max_length": 0}, "max_length: found 0, expected an integer"),
+        ({"truncation": True, "max_length": "50"}, "max_length: found '50', expected an integer"),
+    ],
+)
+def test_lengths_and_truncations_that_are_none_are_refused(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor(text="A", **arguments)
+
+
+@pytest.mark.parametrize("extra", ["1", -1, True])
+def test_additional_image_tokens_are_a_number(processor, extra):
+    parts = (processor.image_processor, processor.tokenizer)
+    with pytest.raises(ValueError, match="num_additional_image_tokens is .*expected an integer"):
+        HyperLlavaProcessor(*parts, patch_size=14, num_additional_image_tokens=extra)
 
 
 def test_rows_of_different_lengths_need_padding_to_become_tensors(processor):

@@ -275,3 +275,15 @@ def test_a_folder_without_a_patch_size_says_what_to_pass(tmp_path, processor):
     with pytest.raises(ValueError, match=escape("patch_size is None", "patch_size=14")):
         HyperLlavaProcessor.from_pretrained(tmp_path)
     assert HyperLlavaProcessor.from_pretrained(tmp_path, patch_size=14).patch_size == 14
+
+
+def test_a_folder_without_a_named_tokenizer_loads_or_says_so(tmp_path):
+    processor = build_small_processor()
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    try:
+        loaded = HyperLlavaProcessor.from_pretrained(tmp_path)
+    except ValueError as error:  # 4.57
+        assert "tokenizer_config.json with tokenizer_class" in str(error)
+        return
+    assert loaded(text="A")["input_ids"] == processor(text="A")["input_ids"]

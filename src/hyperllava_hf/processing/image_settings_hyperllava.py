@@ -56,12 +56,11 @@ def as_size(size: Any, name: str, edge: str) -> dict[str, int]:
     try:
         found = {key: int(value) for key, value in dict(size).items() if value is not None}
     except (TypeError, ValueError):
-        found = size
-    keys = set(found) if isinstance(found, dict) else set()
-    if keys not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
+        found = {}
+    if set(found) not in ({"shortest_edge"}, {"height", "width"}) or min(found.values()) < 1:
         raise ValueError(
-            f"{name} is {found!r}, expected a positive int, {{'shortest_edge': n}} or {{'height': "
-            f"n, 'width': m}}. For LLaVA-1.5 write {name}=336."
+            f"{name} is {found or size!r}, expected a positive int, {{'shortest_edge': n}} or "
+            f"{{'height': n, 'width': m}}. For LLaVA-1.5 write {name}=336."
         )
     return found
 

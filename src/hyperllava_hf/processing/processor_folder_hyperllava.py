@@ -39,10 +39,12 @@ class ProcessorFolder:
         )
         try:
             tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             # 4.57 looks for the class in tokenizer_config.json, then among its own models.
+            if isinstance(error, ValueError) and "Unrecognized model" not in str(error):
+                raise
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not say which tokenizer it has ({error}); "
+                f"{pretrained_model_name_or_path} does not say which tokenizer it has; "
                 "expected a tokenizer_config.json with tokenizer_class. Write it with "
                 "tokenizer.save_pretrained(FOLDER)."
             ) from error
