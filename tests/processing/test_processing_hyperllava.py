@@ -287,7 +287,7 @@ def test_lengths_and_truncations_that_are_none_are_refused(processor, arguments,
 @pytest.mark.parametrize("extra", ["1", -1, True])
 def test_additional_image_tokens_are_a_number(processor, extra):
     parts = (processor.image_processor, processor.tokenizer)
-    with pytest.raises(ValueError, match="num_additional_image_tokens is .*expected an integer"):
+    with pytest.raises(ValueError, match=r"num_additional_image_tokens is .*expected an integer"):
         HyperLlavaProcessor(*parts, patch_size=14, num_additional_image_tokens=extra)
 
 

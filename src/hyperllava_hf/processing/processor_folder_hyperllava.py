@@ -9,8 +9,11 @@ from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
 from .image_processing_hyperllava import HyperLlavaImageProcessor
-from .image_settings_hyperllava import AUTO_MAP
+from .image_settings_hyperllava import AUTO_MAP, SETTINGS
 from .tokenizer_files_hyperllava import save_tokenizer
+
+# Where the settings of images stand: as 4.57 reads them, and as 5 does.
+SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class ProcessorFolder:
@@ -34,6 +37,7 @@ class ProcessorFolder:
         **kwargs: Any,
     ) -> list[Any]:
         """Load the parts; the image processor is always ours, whatever class the folder names."""
+        raise_if_settings_differ(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         image_processor = HyperLlavaImageProcessor.from_pretrained(
             pretrained_model_name_or_path, **kwargs
         )
@@ -115,6 +119,38 @@ class ProcessorFolder:
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return written
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}); get it again.") from error
+
+
+def raise_if_settings_differ(folder: Any, subfolder: str = "") -> None:
+    """Check that both files of a folder say the same of its images: each line reads another one.
+
+    Args:
+        folder: A folder; a Hub id is not looked at.
+        subfolder: Folder in it.
+
+    Raises:
+        ValueError: If a setting that both files state has two values, or a file is damaged.
+    """
+    paths = [Path(folder, subfolder, name) for name in SETTINGS_FILES]
+    if not all(path.is_file() for path in paths):
+        return
+    plain, whole = map(_load_json, paths)
+    nested = whole.get("image_processor") or {}
+    differing = [n for n in SETTINGS if n in plain and n in nested and plain[n] != nested[n]]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{folder}: found {name} = {plain[name]!r} in {SETTINGS_FILES[0]} and "
+            f"{nested[name]!r} in {SETTINGS_FILES[1]} (under image_processor), expected the same: "
+            "transformers 4.57 reads the one, 5 the other. Change both, or save the processor anew."
+        )
 
 
 def save_processor(processor: Any, folder: Path) -> list[str]:
