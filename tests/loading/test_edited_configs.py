@@ -133,3 +133,20 @@ def test_the_folder_loads_again_once_its_config_is_restored(folder):
     path.write_text(stored)
     loaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
     assert differ(logits(loaded, **batch(ROWS)), logits(tiny_model(), **batch(ROWS))) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("text_config", "hidden_size", "wide"),
+        ("text_config", "num_hidden_layers", 0),
+        ("text_config", "vocab_size", True),
+        ("vision_config", "num_hidden_layers", "5"),
+    ],
+)
+def test_a_size_that_is_none_is_named(folder, part, name, value):
+    edit(folder, {part: {name: value}})
+    with pytest.raises(Exception, match=name) as caught:
+        HyperLlavaForConditionalGeneration.from_pretrained(folder)
+    # transformers 5 looks at types itself.
+    assert type(caught.value).__name__ in ("ValueError", "StrictDataclassFieldValidationError")

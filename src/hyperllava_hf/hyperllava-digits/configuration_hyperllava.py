@@ -55,6 +55,14 @@ NAMED_BLOCKS = ("posterior", "anterior", "all", "none")
 EXPERT_PREFIXES = ("expert_", "guidance_", "hyperllava_", "language_", "visual_")
 
 
+# Sizes of LLaVA's parts, which 4.57 takes as they come.
+COMMON = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZES = {
+    "text_config": (*COMMON, "num_key_value_heads", "vocab_size"),
+    "vision_config": COMMON,
+}
+
+
 def is_count(value: Any) -> bool:
     """Tell whether `value` is an integer (a bool is not).
 
@@ -186,7 +194,8 @@ class HyperLlavaConfig(LlavaConfig):
         Raises:
             ValueError: If any field is invalid; the message lists every fault.
         """
-        faults = [
+        # What is checked afterwards computes with the sizes.
+        faults = self._size_faults() or [
             *self._unknown_faults(),
             *self._choice_faults(),
             *self._block_faults(),
@@ -196,6 +205,14 @@ class HyperLlavaConfig(LlavaConfig):
             raise ValueError(
                 "Invalid HyperLlavaConfig:\n" + "\n".join(f"- {fault}" for fault in faults)
             )
+
+    def _size_faults(self) -> list[str]:
+        return [
+            f"{part}.{name}: found {value!r}, expected an integer of at least 1"
+            for part, names in SIZES.items()
+            for name in names
+            if not (is_count(value := getattr(getattr(self, part), name, 1)) and value >= 1)
+        ]
 
     def _unknown_faults(self) -> list[str]:
         unknown = [
@@ -259,9 +276,6 @@ class HyperLlavaConfig(LlavaConfig):
                     "to the LLaVA-1.5 architecture"
                 )
         depth = self.vision_config.num_hidden_layers
-        if not is_count(depth):
-            faults.append(f"vision_config.num_hidden_layers: found {depth!r}, expected an integer")
-            return faults
         layer = self.vision_feature_layer
         several = (
             [layer] if is_count(layer) else list(layer) if isinstance(layer, (list, tuple)) else []
