@@ -88,6 +88,9 @@ def test_unknown_recipe_names_the_nearest():
         ("report_to=tensorboard,wandb", {"report_to": ["tensorboard", "wandb"]}),
         ("report_to=none", {"report_to": []}),
         ("experts.language_guidance_layer=none", {"experts": {"language_guidance_layer": None}}),
+        ("experts.language_expert_layers=3,5", {"experts": {"language_expert_layers": [3, 5]}}),
+        ("experts.language_expert_layers=none", {"experts": {"language_expert_layers": "none"}}),
+        ("experts.visual_expert=none", {"experts": {"visual_expert": "none"}}),
         ("experts.language_expert_layers=[3, 5]", {"experts": {"language_expert_layers": [3, 5]}}),
     ],
 )

@@ -1,7 +1,9 @@
 """What a run needs, what it says before it begins, and what it leaves."""
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from hyperllava_hf import HyperLlavaForConditionalGeneration
 from hyperllava_hf.conversion import extract_experts
+from hyperllava_hf.processing.chat_templates_hyperllava import CHAT_TEMPLATES
 from hyperllava_hf.training import runs
 from hyperllava_hf.training.scene_files import write_scene_files
 from hyperllava_hf.training.stages import get_group, get_trained_groups
@@ -205,3 +208,58 @@ def test_scene_files_are_llava_data(tmp_path):
     assert second[0]["conversations"][0]["value"].startswith("<image>\n")
     with pytest.raises(ValueError, match="holds scenes already"):
         write_scene_files(tmp_path, 1)
+
+
+FOREIGN_TEMPLATE = "{% for m in messages %}USER: {{ m.content[0].text }}{% endfor %} ASSISTANT:"
+
+
+@pytest.fixture
+def llava_like(tiny_checkpoint, tmp_path):
+    """A checkpoint with a conversation format and an image geometry of its own."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = FOREIGN_TEMPLATE
+    processor.image_processor.do_pad = False
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("language_model", ["frozen", "lora"])
+def test_a_model_is_left_with_the_template_and_the_images_that_it_was_trained_with(
+    llava_like, rows, tmp_path, language_model
+):
+    settings = build_tiny_settings(
+        llava_like, rows, max_steps=1, pad_images=True, language_model=language_model, lora_rank=2
+    )
+    report = runs.train(settings, tmp_path / "run")
+    left = AutoProcessor.from_pretrained(report.model)
+    assert left.chat_template == CHAT_TEMPLATES["vicuna_v1"]
+    assert left.image_processor.do_pad
+
+
+def test_captions_leave_the_checkpoints_own_template(llava_like, rows, tmp_path):
+    settings = build_tiny_settings(
+        llava_like, rows, stage="align", language_model="frozen", max_steps=1, pad_images=True
+    )
+    settings = dataclasses.replace(settings, template="vicuna_v1")
+    left = AutoProcessor.from_pretrained(runs.train(settings, tmp_path / "run").model)
+    assert (left.chat_template, left.image_processor.do_pad) == (FOREIGN_TEMPLATE, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_idle"),
+    [
+        ({"max_steps": 1, "warmup_ratio": 0.03}, True),
+        ({"num_epochs": 1.0, "global_batch_size": 128, "warmup_ratio": 0.03}, True),
+        ({"max_steps": 2, "warmup_ratio": 0.03}, False),
+        ({"max_steps": 1, "warmup_ratio": 0.0}, False),
+        ({"max_steps": 1, "warmup_ratio": 0.03, "schedule": "constant"}, False),
+    ],
+)
+def test_a_run_that_ends_before_its_learning_rate_begins_is_said(
+    tiny_checkpoint, rows, changes, is_idle
+):
+    said = []
+    runs.plan_run(build_tiny_settings(tiny_checkpoint, rows, **changes), said.append)
+    assert any("nothing will be trained" in line for line in said) == is_idle

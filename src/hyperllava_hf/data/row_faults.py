@@ -71,8 +71,9 @@ class BadRow:
             An error that names the row, the fault and what can be done.
         """
         return ValueError(
-            f"{self}. Correct or remove the row (`hyperllava data check {self.source}`, with the "
-            "run's --template, --model, --image-folder and --max-length, lists all bad rows), or "
+            f"{str(self).rstrip('.')}. Correct or remove the row "
+            f"(`hyperllava data check {self.source}`, with the run's --template, --model, "
+            "--image-folder and --max-length, lists all bad rows), or "
             "set on_bad_row to 'skip' to train without it."
         )
 

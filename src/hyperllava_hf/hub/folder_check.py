@@ -177,6 +177,11 @@ def check_folder(folder: Path) -> FolderFiles:
     """
     if not folder.is_dir():
         raise ValueError(f"found no folder {folder}; expected one that save_pretrained wrote")
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds a LoRA adapter and no model; expected a whole one, as the run's train "
+            "command with --merge --resume leaves it. peft's own push_to_hub pushes the adapter"
+        )
     if not (folder / "config.json").exists():
         raise ValueError(
             f"found no config.json in {folder}; expected the folder that save_pretrained wrote"

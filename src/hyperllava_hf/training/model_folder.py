@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ..conversion.staging import stage
 from ..processing import HyperLlavaProcessor
-from .model_loading import load_base, locate_model
+from .model_loading import load_base, load_processor, locate_model
 from .settings import TrainingSettings
 
 MODEL, ADAPTER = "model", "adapter"
@@ -71,20 +72,32 @@ def load_whole(settings: TrainingSettings) -> Any:
     Returns:
         The model.
     """
-    with torch.device("cpu"):
-        return load_base(dataclasses.replace(settings, attn_implementation=None))
+    verbosity = logging.get_verbosity()
+    # That fresh experts begin as the identity was said at the start; these are filled next.
+    logging.set_verbosity_error()
+    try:
+        with torch.device("cpu"):
+            return load_base(dataclasses.replace(settings, attn_implementation=None))
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_processor_of(settings: TrainingSettings) -> HyperLlavaProcessor:
-    """Load the processor as the checkpoint has it.
+    """Load the processor that goes with what the run leaves.
 
     Args:
         settings: The run's settings.
 
     Returns:
-        The processor.
+        After stage 2 the processor as the rows were made with it, template and images; after
+        stage 1, whose captions are no conversations, as the checkpoint has it.
     """
-    return HyperLlavaProcessor.from_pretrained(locate_model(settings), revision=settings.revision)
+    if settings.stage == "align":
+        name = locate_model(settings)
+        return HyperLlavaProcessor.from_pretrained(name, revision=settings.revision)
+    processor = load_processor(settings)
+    processor.chat_template = processor.get_chat_template(settings.chat_template)
+    return processor
 
 
 def save_whole(model: Any, settings: TrainingSettings, folder: Path) -> None:

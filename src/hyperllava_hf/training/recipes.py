@@ -11,6 +11,7 @@ A recipe is data: reading one runs nothing.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -20,6 +21,8 @@ from typing import Any
 from .settings import SETTING_NAMES, TrainingSettings, convert_value, get_kinds
 
 SUFFIX = ".toml"
+# Fields of the experts that may be left open; elsewhere "none" is a value.
+OPEN_EXPERT_FIELDS = ("language_guidance_layer",)
 # What a recipe file may hold beside settings.
 BASE, ABOUT = "base", "about"
 
@@ -162,7 +165,11 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ValueError(f"--set {text!r}: found several lines, expected one setting")
     parsed = read["value"]
     if key:
-        return {table: {key: None if parsed == "none" else parsed}}
+        if parsed == "none" and key in OPEN_EXPERT_FIELDS:
+            parsed = None
+        if key == "language_expert_layers" and re.fullmatch(r"[0-9]+(,[0-9]+)*", value):
+            parsed = [int(block) for block in value.split(",")]
+        return {table: {key: parsed}}
     if parsed == "none" and type(None) in get_kinds(table):
         parsed = None
     if tuple in get_kinds(table) and isinstance(parsed, str):

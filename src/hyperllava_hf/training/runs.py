@@ -131,6 +131,27 @@ def count_steps(settings: TrainingSettings, plan: BatchPlan, num_rows: int | Non
     return -int(-settings.num_epochs * -(-batches // plan.num_accumulated) // 1)
 
 
+def find_idle_steps(settings: TrainingSettings, num_steps: int) -> str | None:
+    """Say that a run is over before its learning rate has left zero, if it is.
+
+    Args:
+        settings: The run's settings.
+        num_steps: Steps of the whole run.
+
+    Returns:
+        One sentence; None for a run that trains.
+    """
+    warms_up = settings.schedule != "constant" and settings.warmup_ratio > 0
+    # The first step of a warm-up is taken at a learning rate of 0.
+    if num_steps > 1 or not warms_up:
+        return None
+    return (
+        f"note: {num_steps} step, and warm-up begins at a learning rate of 0: nothing will be "
+        f"trained. A step takes {settings.global_batch_size} rows (global_batch_size): lower it, "
+        "raise num_epochs, or set warmup_ratio = 0"
+    )
+
+
 def choose_checkpoint(output: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
     """Find where to go on, or check that nothing is there yet.
 
@@ -224,15 +245,18 @@ def plan_run(settings: TrainingSettings, say: Callable[[str], None]) -> Training
     report = TrainingReport(
         None, None, counts, plan, num_rows, getattr(rows, "num_bad_rows", 0), num_steps, None, []
     )
-    announce(report, say)
+    announce(report, settings, say)
     return report
 
 
-def announce(report: TrainingReport, say: Callable[[str], None]) -> None:
+def announce(
+    report: TrainingReport, settings: TrainingSettings, say: Callable[[str], None]
+) -> None:
     """Say what is trained, on what, and how.
 
     Args:
         report: The plan.
+        settings: The run's settings.
         say: Where it goes.
     """
     for line in format_counts(report.counts):
@@ -240,6 +264,9 @@ def announce(report: TrainingReport, say: Callable[[str], None]) -> None:
     rows = "streamed rows" if report.num_rows is None else f"{report.num_rows:,} rows"
     bad = f" ({report.num_bad_rows:,} bad ones left out)" if report.num_bad_rows else ""
     say(f"{rows}{bad}, {report.plan}, {report.num_steps:,} steps")
+    idle = find_idle_steps(settings, report.num_steps)
+    if idle:
+        say(idle)
 
 
 def build_trainer(
@@ -275,7 +302,7 @@ def build_trainer(
         None,
         [],
     )
-    announce(report, say)
+    announce(report, settings, say)
     trainer = HyperLlavaTrainer(
         settings,
         record,

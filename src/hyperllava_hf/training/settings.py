@@ -94,6 +94,7 @@ FREE_ON_RESUME = frozenset(
         "logging_steps",
         "merge",
         "num_workers",
+        "on_bad_row",
         "report_to",
         "save_steps",
         "save_total_limit",

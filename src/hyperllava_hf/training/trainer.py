@@ -282,8 +282,8 @@ class HyperLlavaTrainer(Trainer):
         raise NonFiniteStepError(
             f"step {step} gave losses {facts['losses']} and gradient norm {facts['grad_norm']}, "
             f"expected finite numbers. The update was not made; the step's batches and row "
-            f"numbers are in {folder}. Look at those rows, or lower learning_rate, then go on "
-            "from the last checkpoint with --resume"
+            f"numbers are in {folder}. Look at those rows. A lower learning_rate is another run: "
+            "begin it with another --output, from this run's --model"
         )
 
     def fill_missing_gradients(self) -> None:
