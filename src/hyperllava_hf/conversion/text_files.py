@@ -102,8 +102,9 @@ def _build_image_processor(
         # As `HyperLlavaImageProcessor.from_dict` decides, but said in the report.
         settings = {**settings, "do_pad": True}
         notes.append(
-            "the source does not say how to treat images that are not square; they are padded to a "
-            "square, as LLaVA-1.5 was trained (do_pad in preprocessor_config.json)"
+            f"the source {'crops' if settings.get('do_center_crop') else 'names no way for'} "
+            "images that are not square; the result pads them to a square, as LLaVA-1.5 was "
+            "trained (do_pad in preprocessor_config.json)"
         )
     edge = vision["image_size"]
     image_processor: Any = HyperLlavaImageProcessor.from_dict(
