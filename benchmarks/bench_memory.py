@@ -72,6 +72,39 @@ def bound_experts(config, name, batch, positions, item_size):
     return batch * positions * (config.expert_input_dim + 1) * 3 * rank * item_size
 
 
+def build_row(question, name, models, peaks, size, dtype, batch, positions):
+    """Build the row of a variant: its peak, how far it lies above LLaVA's, and its goal.
+
+    Args:
+        question: What was measured.
+        name: The variant.
+        models: Models by variant.
+        peaks: Peaks of the call in bytes, by variant; the baseline's among them.
+        size: Of the models.
+        dtype: Of all weights.
+        batch: Rows.
+        positions: Positions a row.
+
+    Returns:
+        The cells; what says where and when it was measured is added by the caller.
+    """
+    weights, base = count_bytes(models[name]), count_bytes(models["llava"])
+    above = weights - base + peaks[name] - peaks["llava"]
+    allowed = bound_experts(models[name].config, name, batch, positions, dtype.itemsize)
+    return {
+        "question": question,
+        "variant": name,
+        "size": size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": str(batch),
+        "positions": str(positions),
+        "weights_mib": f"{weights / MIB:.2f}",
+        "call_peak_mib": f"{peaks[name] / MIB:.2f}",
+        "above_llava_mib": f"{above / MIB:.2f}",
+        "goal_mib": f"{(weights - base + allowed) / MIB:.2f}",
+    }
+
+
 @torch.no_grad()
 def talk(name, model, inputs, decodes):
     """Read a prompt, and decode one token of an answer."""
@@ -86,35 +119,20 @@ def main():
     is_gpu = options.device.startswith("cuda")
     dtype = getattr(torch, options.dtype or ("bfloat16" if is_gpu else "float32"))
     models = build_models(options.size, options.device, dtype)
-    base = count_bytes(models["llava"])
     rows = []
     for batch, num_text in POINTS:
         inputs = build_inputs(models["token"], batch, num_text)
         positions = inputs["input_ids"].shape[1]
-        peaks = {}
+        peaks = {"prefill": {}, "token": {}}
         for name, model in models.items():
-            weights = count_bytes(model)
-            for question in ("prefill", "token"):
+            for question, found in peaks.items():
                 run = functools.partial(talk, name, model, inputs, question == "token")
                 run()  # what is set up once is not counted
-                peaks[name, question] = measure_peak(run, options.device)
-                above = weights - base + peaks[name, question] - peaks["llava", question]
-                allowed = bound_experts(model.config, name, batch, positions, dtype.itemsize)
-                row = {
-                    "question": question,
-                    "variant": name,
-                    "size": options.size,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "batch": str(batch),
-                    "positions": str(positions),
-                    "weights_mib": f"{weights / MIB:.2f}",
-                    "call_peak_mib": f"{peaks[name, question] / MIB:.2f}",
-                    "above_llava_mib": f"{above / MIB:.2f}",
-                    "goal_mib": f"{(weights - base + allowed) / MIB:.2f}",
-                    **describe_run(options.device),
-                }
-                rows.append(row)
-                report(row)
+                found[name] = measure_peak(run, options.device)
+                point = (options.size, dtype, batch, positions)
+                row = build_row(question, name, models, found, *point)
+                rows.append({**row, **describe_run(options.device)})
+                report(rows[-1])
         write_rows("bench_memory", rows, options.output)
 
 

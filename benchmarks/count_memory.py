@@ -16,7 +16,7 @@ from unittest import mock
 os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
 
 import torch
-from bench_memory import MIB, POINTS, bound_experts, count_bytes, talk
+from bench_memory import POINTS, build_row, talk
 from harness import describe_run, parse_options, report, write_rows
 from side_by_side import build_inputs, build_models
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -77,33 +77,17 @@ def count_size(size, dtype_name):
     """Count all variants and points of one size; return the rows."""
     dtype, rows = getattr(torch, dtype_name), []
     models = build_models(size, "cpu", dtype)
-    base = count_bytes(models["llava"])
     for batch, num_text in POINTS:
         inputs = build_inputs(models["token"], batch, num_text)
-        positions = inputs["input_ids"].shape[1]
+        point = (size, dtype, batch, inputs["input_ids"].shape[1])
         peaks = {}
         for name, model in models.items():
             talk(name, model, inputs, False)  # what is set up once is not counted
             peaks[name] = count_peak(name, model, inputs)
-            weights = count_bytes(model)
-            above = weights - base + peaks[name] - peaks["llava"]
-            allowed = bound_experts(model.config, name, batch, positions, dtype.itemsize)
-            row = {
-                "question": "prefill, counted",
-                "variant": name,
-                "size": size,
-                "dtype": dtype_name,
-                "batch": str(batch),
-                "positions": str(positions),
-                "weights_mib": f"{weights / MIB:.2f}",
-                "call_peak_mib": f"{peaks[name] / MIB:.2f}",
-                "above_llava_mib": f"{above / MIB:.2f}",
-                "goal_mib": f"{(weights - base + allowed) / MIB:.2f}",
-                **describe_run("cpu"),
-                "device": "no device, shapes alone",
-            }
-            rows.append(row)
-            report(row)
+            row = build_row("prefill, counted", name, models, peaks, *point)
+            where = {**describe_run("cpu"), "device": "no device, shapes alone"}
+            rows.append({**row, **where})
+            report(rows[-1])
     return rows
 
 

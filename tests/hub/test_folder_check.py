@@ -152,3 +152,9 @@ def test_missing_processor_is_an_error(folder: Path, names: tuple[str, ...], par
         (folder / name).unlink()
     with pytest.raises(ValueError, match=rf"found no {part} .*processor\.save_pretrained"):
         check_folder(folder)
+
+
+def test_a_folder_of_an_adapter_says_how_to_get_a_whole_model(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ValueError, match=r"holds a LoRA adapter and no model; .*--merge --resume"):
+        check_folder(folder)

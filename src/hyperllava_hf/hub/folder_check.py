@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hyperllava_hf.checkpoints import load_config_dict
+from hyperllava_hf.checkpoints import load_config_dict, resolve_checkpoint
 from hyperllava_hf.inspection.tensor_headers import INDEX, WEIGHTS
 from hyperllava_hf.json_files import load_json
 
@@ -177,16 +177,7 @@ def check_folder(folder: Path) -> FolderFiles:
     """
     if not folder.is_dir():
         raise ValueError(f"found no folder {folder}; expected one that save_pretrained wrote")
-    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
-        raise ValueError(
-            f"{folder} holds a LoRA adapter and no model; expected a whole one, as the run's train "
-            "command with --merge --resume leaves it. peft's own push_to_hub pushes the adapter"
-        )
-    if not (folder / "config.json").exists():
-        raise ValueError(
-            f"found no config.json in {folder}; expected the folder that save_pretrained wrote"
-        )
-    load_config_dict(str(folder))
+    load_config_dict(resolve_checkpoint(str(folder)))
     files = list_files(folder)
     pickles = [path for path, source in files.kept.items() if is_pickle(source)]
     if pickles:

@@ -111,8 +111,7 @@ def as_numbers(values: Any) -> Any:
     Returns:
         The list, or the values as they are.
     """
-    is_row = isinstance(values, (list, tuple, np.ndarray)) and all(map(_is_number, values))
-    return [float(value) for value in values] if is_row else values
+    return [float(value) for value in values] if _are_numbers(values) else values
 
 
 def _is_number(value: Any) -> bool:
@@ -120,9 +119,8 @@ def _is_number(value: Any) -> bool:
     return is_real and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def _are_three_numbers(values: Any) -> bool:
-    is_row = isinstance(values, (list, tuple, np.ndarray)) and len(values) == 3
-    return is_row and all(map(_is_number, values))
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, (list, tuple, np.ndarray)) and all(map(_is_number, values))
 
 
 def check_settings(settings: dict[str, Any]) -> None:
@@ -136,7 +134,8 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     faults = []
     size, crop = settings["size"], settings["crop_size"]
-    if not all(_are_three_numbers(settings[name]) for name in ("image_mean", "image_std")):
+    rows = (settings["image_mean"], settings["image_std"])
+    if not all(_are_numbers(row) and len(row) == 3 for row in rows):
         faults.append(
             f"image_mean is {settings['image_mean']!r} and image_std {settings['image_std']!r}, "
             "expected 3 finite numbers each"
